@@ -1,0 +1,1 @@
+"""Kernels for attention over packets, each beside its plain PyTorch reference."""

@@ -1,0 +1,1 @@
+"""kvrag: retrieval returns KV caches."""

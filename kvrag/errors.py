@@ -1,0 +1,68 @@
+"""The errors kvrag raises.
+
+    KVRagError
+    ├── AdapterError             an adapter file that cannot be read or belongs to another model
+    ├── EngineError              the engine is closed, or its worker failed
+    ├── ModelError               a model or tokenizer that cannot be loaded
+    │   └── UnsupportedModelError    it loads, but its packets cannot be moved exactly
+    ├── PromptError              a prompt or a chunk that cannot be processed
+    │   └── PromptTooLongError       it does not fit into the model's context window
+    ├── SettingsError            a setting that is unknown or out of range
+    └── StoreError               a packet store that cannot be opened or written
+        └── CorruptPacketError       a packet file whose bytes are not what they claim to be
+
+Every message says what was expected, what was found and what to do.
+"""
+
+__all__ = [
+    "AdapterError",
+    "CorruptPacketError",
+    "EngineError",
+    "KVRagError",
+    "ModelError",
+    "PromptError",
+    "PromptTooLongError",
+    "SettingsError",
+    "StoreError",
+    "UnsupportedModelError",
+]
+
+
+class KVRagError(Exception):
+    """Base class of every error that kvrag raises on purpose."""
+
+
+class AdapterError(KVRagError):
+    """An adapter file cannot be read, or it was trained for another model."""
+
+
+class EngineError(KVRagError):
+    """The engine is closed, or its worker failed."""
+
+
+class ModelError(KVRagError):
+    """A model or tokenizer cannot be loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model loads, but its packets cannot be moved to another position exactly."""
+
+
+class PromptError(KVRagError):
+    """A prompt or a chunk cannot be processed."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt or a chunk does not fit into the model's context window."""
+
+
+class SettingsError(KVRagError):
+    """A setting is unknown or out of range."""
+
+
+class StoreError(KVRagError):
+    """A packet store cannot be opened or written."""
+
+
+class CorruptPacketError(StoreError):
+    """A packet file's bytes are not what they claim to be."""

@@ -1,0 +1,195 @@
+"""The one value that flows: a packet, what it was built from, and its name.
+
+A packet is the KV cache of one chunk, encoded alone, together with everything needed to decide whether it may be used.
+Its `PacketKey` is a digest over the model's `Identity`, the `Recipe`, the namespace and the chunk's token ids, so a
+packet that carries the key asked for was built by the same model, in the same way, from the same tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NewType
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["FORMAT_VERSION", "Identity", "Packet", "PacketHeader", "PacketKey", "Recipe", "Scope", "digest_fields"]
+
+FORMAT_VERSION = 1
+
+PacketKey = NewType("PacketKey", str)
+"""Hexadecimal sha256, 64 characters."""
+
+
+def digest_fields(*fields: str | bytes) -> str:
+    """Hexadecimal sha256 over length-prefixed fields: no two different field lists share an input."""
+    sha = hashlib.sha256()
+    for field in fields:
+        data = field.encode("utf-8", "surrogatepass") if isinstance(field, str) else field
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Identity(_Frozen):
+    """Everything a packet's numbers depend on, besides its recipe and its tokens.
+
+    Attributes:
+        config: digest of the model's configuration.
+        weights: digest of every parameter and buffer, active LoRAs and quantisation included.
+        tokenizer: digest of the tokenizer.
+        rope: digest of the rotary frequencies and the attention scaling.
+        dtype: of keys and values, such as "bfloat16".
+        adapter: digest of the adapter file, empty when the recipe uses none of it.
+        codec: how the numbers are stored.
+        format_version: of the packet file.
+    """
+
+    config: str
+    weights: str
+    tokenizer: str
+    rope: str
+    dtype: str
+    adapter: str = ""
+    codec: str = "raw"
+    format_version: int = FORMAT_VERSION
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 over all fields."""
+        return digest_fields(*(str(value) for value in self.model_dump().values()))
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Names of the fields in which two identities differ."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return [name for name in mine if mine[name] != theirs[name]]
+
+
+class Recipe(_Frozen):
+    """How a strategy turns the token ids of a chunk into a packet; never depends on the other chunks of a prompt.
+
+    The encoded sequence is `ids_before, soft_before, chunk, soft_after, ids_after`.
+
+    Attributes:
+        ids_before: token ids in front of the chunk, such as a sink.
+        ids_after: token ids behind it.
+        soft_before: number of the adapter's header embeddings to use.
+        soft_after: number of the adapter's trailer embeddings to use.
+        writer: whether the adapter's writer LoRA is on while the chunk is encoded.
+        dropped: leading rows left out of the packet after encoding; the packet's keys start at this position.
+    """
+
+    ids_before: tuple[int, ...] = ()
+    ids_after: tuple[int, ...] = ()
+    soft_before: int = Field(default=0, ge=0)
+    soft_after: int = Field(default=0, ge=0)
+    writer: bool = False
+    dropped: int = Field(default=0, ge=0)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 over all fields."""
+        return digest_fields(self.model_dump_json())
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether a packet built this way depends on the adapter file."""
+        return bool(self.soft_before or self.soft_after or self.writer)
+
+    @property
+    def extra_tokens(self) -> int:
+        """Rows of a packet beyond its chunk's own tokens (negative when more are dropped than added)."""
+        added = len(self.ids_before) + len(self.ids_after) + self.soft_before + self.soft_after
+        return added - self.dropped
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which packets may serve a request: those of one identity, one recipe and one namespace."""
+
+    identity: Identity
+    recipe: Recipe
+    namespace: str = "default"
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal sha256 that names the scope in a store's index."""
+        return digest_fields(self.identity.digest, self.recipe.digest, self.namespace)
+
+    def key(self, token_ids: Sequence[int] | np.ndarray) -> PacketKey:
+        """The key of the packet built from a chunk's `token_ids` [T]."""
+        ids = np.ascontiguousarray(token_ids, dtype="<i8").tobytes()
+        return PacketKey(digest_fields(self.identity.digest, self.recipe.digest, self.namespace, ids))
+
+
+class PacketHeader(_Frozen):
+    """What a packet file says about itself.
+
+    Attributes:
+        key: the packet's name; must follow from the fields below and the token ids.
+        identity: of the model that wrote it.
+        recipe: how it was built.
+        namespace: the tenant it belongs to.
+        shape: `[L, 2, H, T, D]` of keys and values.
+        checksums: xxh3-128 of each layer's bytes, hexadecimal.
+        created: seconds since the epoch.
+    """
+
+    key: str
+    identity: Identity
+    recipe: Recipe
+    namespace: str
+    shape: tuple[int, int, int, int, int]
+    checksums: tuple[str, ...]
+    created: float
+
+    @property
+    def scope(self) -> Scope:
+        """The scope in which this packet may be used."""
+        return Scope(self.identity, self.recipe, self.namespace)
+
+    @property
+    def offset(self) -> int:
+        """Position at which the packet's first key was rotated."""
+        return self.recipe.dropped
+
+
+@dataclass(frozen=True, eq=False)
+class Packet:
+    """The KV cache of one chunk. Immutable: nothing in kvrag writes to `kv` after it was built.
+
+    Attributes:
+        key: the packet's name.
+        scope: where it may be used.
+        token_ids: `[T_chunk]` int64, the chunk's own tokens (without what the recipe added).
+        kv: `[L, 2, H, T, D]`, contiguous; keys rotated for positions `offset .. offset + T - 1`.
+    """
+
+    key: PacketKey
+    scope: Scope
+    token_ids: np.ndarray
+    kv: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows `T` a prompt gains by attaching this packet."""
+        return self.kv.shape[3]
+
+    @property
+    def offset(self) -> int:
+        """Position at which the first key was rotated."""
+        return self.scope.recipe.dropped
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.kv.numel() * self.kv.element_size()
+
+    def __repr__(self) -> str:
+        return f"Packet({self.key[:12]}, shape={list(self.kv.shape)}, dtype={str(self.kv.dtype)[6:]})"
