@@ -1,0 +1,7 @@
+"""Packets on disk and in host memory, and the index that finds them by text."""
+
+from kvrag.store.memory import Hold
+from kvrag.store.packet_store import PacketStore
+from kvrag.store.records import PacketRow, Problem, ProblemKind, RepairReport, ScopeStat, StoreStat
+
+__all__ = ["Hold", "PacketRow", "PacketStore", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat"]

@@ -1,0 +1,163 @@
+"""SQLite connections to an index that other threads, other processes and `repair` use at the same time."""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kvrag.errors import StoreError
+
+__all__ = ["Connection", "CorruptIndexError", "locked_folder"]
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE packets (
+    key TEXT PRIMARY KEY, scope TEXT NOT NULL, identity TEXT NOT NULL, namespace TEXT NOT NULL, recipe TEXT NOT NULL,
+    tokens INTEGER NOT NULL, bytes INTEGER NOT NULL, created REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE texts (
+    rowid INTEGER PRIMARY KEY AUTOINCREMENT,
+    scope TEXT NOT NULL, digest BLOB NOT NULL, head INTEGER NOT NULL, hash INTEGER NOT NULL, length INTEGER NOT NULL,
+    key TEXT NOT NULL, UNIQUE (scope, digest)
+);
+CREATE INDEX texts_in_order ON texts (scope, rowid);
+CREATE INDEX texts_of_packet ON texts (key);
+CREATE TABLE deletions (texts INTEGER NOT NULL);
+INSERT INTO deletions VALUES (0);
+"""
+BUSY_S = 60.0
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class CorruptIndexError(StoreError):
+    """The index cannot be read as what it is."""
+
+
+class Connection:
+    """One connection behind a lock; opened on first use, and again after a fork or when the file was replaced.
+
+    Attributes:
+        opened: how many times it was opened; `PRAGMA data_version` compares only within one of them.
+    """
+
+    def __init__(self, path: Path):
+        self.opened = 0
+        self._path = path
+        self._lock = threading.RLock()
+        self._file: tuple[int, int, int] | None = None
+        self._sqlite: sqlite3.Connection | None = None
+        self._inherited: list[sqlite3.Connection] = []
+        self._closed = False
+
+    @contextmanager
+    def use(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for this thread alone.
+
+        Raises:
+            StoreError: the index cannot be opened or written, or is damaged.
+        """
+        with self._lock, _explained(self._path):
+            if self._closed:
+                raise StoreError(f"the packet store at {self._path.parent} is closed; open it again")
+            if self._sqlite is None or self._file != _file(self._path):
+                self._reopen()
+            assert self._sqlite is not None
+            yield self._sqlite
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """The connection inside one write transaction, durable when the block has ended.
+
+        Raises:
+            StoreError: see `use`; nothing was changed then.
+        """
+        with self.use() as sqlite:
+            sqlite.execute("BEGIN IMMEDIATE")
+            try:
+                yield sqlite
+                sqlite.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk has rolled back already
+                    sqlite.execute("ROLLBACK")
+                raise
+
+    def disconnect(self) -> None:
+        """Let go of the file; the next use opens it again."""
+        with self._lock:
+            if self._sqlite is not None and self._file is not None:
+                if self._file[0] == os.getpid():
+                    self._sqlite.close()
+                else:
+                    self._inherited.append(self._sqlite)  # SQLite forbids to close what was opened before a fork
+            self._sqlite = self._file = None
+
+    def close(self) -> None:
+        """Let go of the file for good."""
+        with self._lock:
+            self.disconnect()
+            self._closed = True
+
+    def _reopen(self) -> None:
+        self.disconnect()
+        with locked_folder(self._path.parent):
+            with suppress(FileExistsError):  # SQLite would create it readable for everybody
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
+            sqlite = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            try:
+                _prepare(sqlite, self._path)
+            except BaseException:
+                sqlite.close()
+                raise
+            self._sqlite, self._file = sqlite, _file(self._path)
+            self.opened += 1
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes from opening or replacing the index meanwhile."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _prepare(sqlite: sqlite3.Connection, path: Path) -> None:
+    (version,) = sqlite.execute("PRAGMA user_version").fetchone()
+    if version not in (0, SCHEMA_VERSION):
+        raise StoreError(
+            f"{path} has schema {version}, this kvrag knows {SCHEMA_VERSION}: update kvrag or choose another store"
+        )
+    sqlite.execute("PRAGMA journal_mode = WAL")
+    sqlite.execute("PRAGMA synchronous = FULL")
+    if version == 0:
+        sqlite.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _file(path: Path) -> tuple[int, int, int] | None:
+    """Who looks at which file: a forked child and a replaced file both need a connection of their own."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return os.getpid(), status.st_dev, status.st_ino
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            raise CorruptIndexError(
+                f"the packet index {path} is damaged ({error}); run `kvrag store repair` to rebuild it from the packets"
+            ) from error
+        raise StoreError(
+            f"the packet index {path} cannot be used: {error}; check the disk and its permissions"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"the packet index {path} cannot be opened: {error}") from error

@@ -1,0 +1,162 @@
+"""Which packets exist and which texts lead to them: one SQLite file, built again from the packets if need be."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from sqlite3 import Connection as SQLite
+
+import numpy as np
+
+from kvrag.errors import StoreError
+from kvrag.matching import Fingerprint
+from kvrag.packet import PacketKey
+from kvrag.store.connection import Connection, CorruptIndexError, locked_folder
+from kvrag.store.records import PacketRow, ScopeStat
+
+__all__ = ["Index"]
+
+COLUMNS = "key, scope, identity, namespace, recipe, tokens, bytes, created"
+PAGE = 1000
+
+
+class Index:
+    """The index file at `path`. Thread-safe; a writer that waits for the disk does not hold up readers.
+
+    Every method raises `StoreError` when the index cannot be used, `CorruptIndexError` when it is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._read = Connection(path)
+        self._write = Connection(path)
+
+    def open(self) -> None:
+        """Open the index now instead of on first use."""
+        with self._read.use():
+            pass
+
+    def add(self, row: PacketRow, texts: Sequence[Fingerprint]) -> None:
+        """Add or replace a packet, together with texts that lead to it."""
+        updates = "identity = excluded.identity, tokens = excluded.tokens, bytes = excluded.bytes"
+        with self._write.transaction() as sqlite:
+            sqlite.execute(
+                f"INSERT INTO packets ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
+                f" scope = excluded.scope, namespace = excluded.namespace, recipe = excluded.recipe, {updates},"
+                " created = excluded.created",
+                (row.key, row.scope, row.identity, row.namespace, row.recipe, row.tokens, row.bytes, row.created),
+            )
+            _add_texts(sqlite, row.scope, row.key, texts)
+
+    def add_texts(self, scope: str, key: PacketKey, texts: Sequence[Fingerprint]) -> bool:
+        """Add texts that lead to a packet; False when the scope has no such packet."""
+        with self._write.transaction() as sqlite:
+            known = sqlite.execute("SELECT 1 FROM packets WHERE key = ? AND scope = ?", (key, scope)).fetchone()
+            if known:
+                _add_texts(sqlite, scope, key, texts)
+        return bool(known)
+
+    def remove(self, key: PacketKey) -> bool:
+        """Remove a packet and its texts; False when there was none."""
+        with self._write.transaction() as sqlite:
+            texts = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount
+            if texts:
+                sqlite.execute("UPDATE deletions SET texts = texts + ?", (texts,))
+            return sqlite.execute("DELETE FROM packets WHERE key = ?", (key,)).rowcount > 0
+
+    def row(self, key: PacketKey) -> PacketRow | None:
+        """The packet's row; its `texts` are not counted."""
+        with self._read.use() as sqlite:
+            found = sqlite.execute(f"SELECT {COLUMNS} FROM packets WHERE key = ?", (key,)).fetchone()
+        return PacketRow(*found) if found else None
+
+    def rows(self) -> Iterator[PacketRow]:
+        """All packets by key, read page by page so that nobody waits for a slow consumer."""
+        key = ""
+        while True:
+            with self._read.use() as sqlite:
+                page = sqlite.execute(
+                    f"SELECT {COLUMNS}, (SELECT count(*) FROM texts WHERE texts.key = packets.key)"
+                    " FROM packets WHERE key > ? ORDER BY key LIMIT ?",
+                    (key, PAGE),
+                ).fetchall()
+            if not page:
+                return
+            yield from (PacketRow(*columns) for columns in page)
+            key = page[-1][0]
+
+    def find(self, scope: str, digest: bytes) -> PacketKey | None:
+        """The packet that a text leads to."""
+        with self._read.use() as sqlite:
+            found = sqlite.execute("SELECT key FROM texts WHERE scope = ? AND digest = ?", (scope, digest)).fetchone()
+        return PacketKey(found[0]) if found else None
+
+    def version(self) -> tuple[int, int]:
+        """Changes whenever anybody has committed anything; comes first, before the reads it is to vouch for."""
+        with self._read.use() as sqlite:
+            return self._read.opened, sqlite.execute("PRAGMA data_version").fetchone()[0]
+
+    def deletions(self) -> int:
+        """How many texts were ever removed."""
+        with self._read.use() as sqlite:
+            return sqlite.execute("SELECT texts FROM deletions").fetchone()[0]
+
+    def texts_after(self, scope: str, rowid: int) -> np.ndarray:
+        """`[N, 4]` int64 rowid, head, hash and length of the scope's texts registered after `rowid`."""
+        with self._read.use() as sqlite:
+            found = sqlite.execute(
+                "SELECT rowid, head, hash, length FROM texts WHERE scope = ? AND rowid > ? ORDER BY rowid",
+                (scope, rowid),
+            ).fetchall()
+        return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+    def totals(self) -> tuple[dict[tuple[str, str], ScopeStat], int]:
+        """Packets and bytes by `(namespace, identity digest)`, and the number of texts."""
+        with self._read.use() as sqlite:
+            groups = sqlite.execute(
+                "SELECT namespace, identity, count(*), sum(bytes) FROM packets GROUP BY namespace, identity"
+            ).fetchall()
+            (texts,) = sqlite.execute("SELECT count(*) FROM texts").fetchone()
+        return {(namespace, identity): ScopeStat(packets, size) for namespace, identity, packets, size in groups}, texts
+
+    def damage(self) -> str | None:
+        """What is wrong with the index file, None when it is sound."""
+        try:
+            with self._read.use() as sqlite:
+                (found,) = sqlite.execute("PRAGMA integrity_check(1)").fetchone()
+        except CorruptIndexError as error:
+            return str(error)
+        return None if found == "ok" else found
+
+    def set_aside(self) -> Path:
+        """Move the index file away and return where; the next use starts an empty one."""
+        broken = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
+        self._read.disconnect()
+        self._write.disconnect()
+        try:
+            with locked_folder(self.path.parent):
+                for suffix in ("-wal", "-shm", ""):
+                    with suppress(FileNotFoundError):
+                        os.replace(f"{self.path}{suffix}", f"{broken}{suffix}")
+        except OSError as error:
+            raise StoreError(f"cannot move the damaged index {self.path} aside: {error}") from error
+        return broken
+
+    def close(self) -> None:
+        """Let go of the file for good."""
+        self._read.close()
+        self._write.close()
+
+
+def _add_texts(sqlite: SQLite, scope: str, key: PacketKey, texts: Sequence[Fingerprint]) -> None:
+    sqlite.executemany(
+        "INSERT INTO texts (scope, digest, head, hash, length, key) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (scope, digest) DO UPDATE SET key = excluded.key",
+        [(scope, text.digest, _signed(text.head), _signed(text.hash), text.length, key) for text in texts],
+    )
+
+
+def _signed(value: int) -> int:
+    """SQLite's integers are signed; `int64.view(uint64)` gives the value back."""
+    return value - (1 << 64) if value >> 63 else value

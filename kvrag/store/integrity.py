@@ -1,0 +1,91 @@
+"""Every packet file against its row in the index: what is wrong, and how to set it right."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvrag.errors import CorruptPacketError
+from kvrag.store.disk import TEMPORARY, DiskTier, is_abandoned, key_of, sweep
+from kvrag.store.index import Index
+from kvrag.store.records import PacketRow, Problem, RepairReport
+
+__all__ = ["repair", "verify"]
+
+
+def verify(disk: DiskTier, index: Index, *, deep: bool) -> Iterator[Problem]:
+    """What is wrong with a store; `deep` reads every byte. Changes nothing, and may run while others use the store."""
+    damage = index.damage()
+    if damage is not None:
+        yield Problem("index", index.path, damage)
+        return
+    for row in index.rows():
+        problem = _check_row(disk, row, deep)
+        if problem is not None:
+            yield problem
+    for path in disk.files():
+        problem = _check_file(disk, index, path, deep)
+        if problem is not None:
+            yield problem
+
+
+def repair(disk: DiskTier, index: Index) -> RepairReport:
+    """Make files and rows agree; no good packet is lost, bad files are moved into quarantine.
+
+    Raises:
+        StoreError: the store cannot be written, or its index comes from a newer kvrag.
+    """
+    broken = index.set_aside() if index.damage() is not None else None
+    done: Counter[str] = Counter()
+    for problem in verify(disk, index, deep=True):
+        if problem.kind in ("missing", "corrupt", "mismatch") and problem.key is not None:
+            index.remove(problem.key)  # its texts too: what led to a wrong row is not to be trusted
+        if problem.kind in ("orphan", "mismatch"):
+            index.add(disk.check(problem.path, deep=False), ())
+            done["adopted"] += 1
+        elif problem.kind == "corrupt":
+            disk.quarantine(problem.path)
+            done["quarantined"] += 1
+        elif problem.kind == "missing":
+            done["dropped"] += 1
+        elif problem.kind == "temporary":
+            done["swept"] += sweep(problem.path)
+    return RepairReport(**done, broken_index=broken)
+
+
+def _check_row(disk: DiskTier, row: PacketRow, deep: bool) -> Problem | None:
+    path = disk.path(row.identity, row.key)
+    try:
+        found = disk.check(path, deep=deep)
+    except FileNotFoundError:
+        return Problem("missing", path, "the index lists this packet, its file is gone", row.key)
+    except CorruptPacketError as error:
+        return Problem("corrupt", path, str(error), row.key)
+    except OSError as error:
+        return Problem("unreadable", path, str(error), row.key)
+    fields = [name for name in vars(row) if name != "texts" and getattr(row, name) != getattr(found, name)]
+    if fields:
+        return Problem("mismatch", path, f"the index and the file disagree about {', '.join(fields)}", row.key)
+    return None
+
+
+def _check_file(disk: DiskTier, index: Index, path: Path, deep: bool) -> Problem | None:
+    """Only files that no row accounts for and no writer is at work on are problems."""
+    key = key_of(path)
+    if not is_abandoned(path):
+        return None
+    if path.suffix == TEMPORARY:
+        return Problem("temporary", path, "its writer died before the packet was complete")
+    if key is None:
+        return Problem("stray", path, "not a file of this store; move it elsewhere")
+    row = index.row(key)
+    if row is not None and disk.path(row.identity, key) == path:
+        return None
+    try:
+        disk.check(path, deep=deep)
+    except FileNotFoundError:
+        return None
+    except CorruptPacketError as error:
+        return Problem("corrupt", path, str(error))
+    except OSError as error:
+        return Problem("unreadable", path, str(error), key)
+    return Problem("orphan", path, "a good packet that is not in the index; its writer died just before", key)

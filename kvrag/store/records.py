@@ -1,0 +1,128 @@
+"""What a packet store tells about itself: plain values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kvrag.packet import PacketHeader, PacketKey
+
+__all__ = ["PacketRow", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat"]
+
+ProblemKind = Literal["corrupt", "index", "mismatch", "missing", "orphan", "stray", "temporary", "unreadable"]
+
+
+@dataclass(frozen=True)
+class PacketRow:
+    """What the index knows about one packet.
+
+    Attributes:
+        key: the packet's name.
+        scope: digest of its scope.
+        identity: digest of its identity.
+        namespace: the tenant it belongs to.
+        recipe: digest of its recipe.
+        tokens: rows `T` a prompt gains by attaching it.
+        bytes: size of its file.
+        created: seconds since the epoch.
+        texts: number of texts that lead to it.
+    """
+
+    key: PacketKey
+    scope: str
+    identity: str
+    namespace: str
+    recipe: str
+    tokens: int
+    bytes: int
+    created: float
+    texts: int = field(default=0, compare=False)
+
+    @classmethod
+    def of(cls, header: PacketHeader, size: int) -> "PacketRow":
+        """The row of a packet file with this header and `size` in bytes."""
+        return cls(
+            key=PacketKey(header.key),
+            scope=header.scope.digest,
+            identity=header.identity.digest,
+            namespace=header.namespace,
+            recipe=header.recipe.digest,
+            tokens=header.shape[3],
+            bytes=size,
+            created=header.created,
+        )
+
+
+@dataclass(frozen=True)
+class ScopeStat:
+    """Number of packets and bytes on disk of one namespace and identity."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StoreStat:
+    """Size of a store, and what this process has asked of it.
+
+    Attributes:
+        packets: in the index.
+        bytes: on disk.
+        texts: that lead to packets.
+        scopes: the same by `(namespace, identity digest)`.
+        memory_bytes: of packets held in host memory by this process.
+        hits: packets that were there when asked for, in memory or on disk.
+        misses: packets that were not, corrupt ones included.
+        corrupt: files put into quarantine.
+    """
+
+    packets: int
+    bytes: int
+    texts: int
+    scopes: Mapping[tuple[str, str], ScopeStat]
+    memory_bytes: int
+    hits: int
+    misses: int
+    corrupt: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that `verify` found.
+
+    Attributes:
+        kind: `corrupt` (bytes are not what they claim to be), `index` (the index itself is damaged), `mismatch` (a good
+            file whose row says otherwise), `missing` (a row without a file), `orphan` (a good file without a row),
+            `temporary` (left by a writer that died), `stray` (not a file of this store; left alone), `unreadable` (the
+            disk refuses; left alone).
+        path: the file it is about.
+        message: what was expected and what was found.
+        key: the packet's name, where it has one.
+    """
+
+    kind: ProblemKind
+    path: Path
+    message: str
+    key: PacketKey | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.path}: {self.message}"
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What `repair` did.
+
+    Attributes:
+        adopted: packets whose row was written again from their file; their texts must be registered again.
+        quarantined: files moved into the quarantine folder.
+        dropped: rows without a file, taken out of the index.
+        swept: temporary files of dead writers, deleted.
+        broken_index: where the damaged index was moved, None when it was sound.
+    """
+
+    adopted: int = 0
+    quarantined: int = 0
+    dropped: int = 0
+    swept: int = 0
+    broken_index: Path | None = None
