@@ -1,0 +1,113 @@
+"""One sequence on the device: the extents attached to it, and the rows computed for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from kvrag.packet import Packet
+
+__all__ = ["Extent", "Geometry", "Lane"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a model's cache.
+
+    Attributes:
+        layers: L.
+        kv_heads: H.
+        heads: HQ, a multiple of H.
+        head_dim: D.
+    """
+
+    layers: int
+    kv_heads: int
+    heads: int
+    head_dim: int
+
+    def block(self, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """An uninitialised `[L, 2, H, tokens, D]`."""
+        shape = (self.layers, 2, self.kv_heads, tokens, self.head_dim)
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return self.layers * 2 * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """Immutable keys and values standing in a prompt.
+
+    Attributes:
+        kv: `[L, 2, H, T, D]`.
+        turn: positions by which queries turn back to meet these keys; 0 when the keys were rotated where they stand.
+        seen_from: the lane's row from which on the extent is visible.
+    """
+
+    kv: torch.Tensor
+    turn: int
+    seen_from: int
+
+    @classmethod
+    def of_packet(cls, packet: Packet, start: int, seen_from: int, device: torch.device) -> "Extent":
+        """The packet placed at position `start`, visible from the lane's row `seen_from` on."""
+        return cls(packet.kv.to(device), start - packet.offset, seen_from)
+
+    @cached_property
+    def keys(self) -> tuple[torch.Tensor, ...]:
+        """One `[H, T, D]` view a layer."""
+        return self.kv[:, 0].unbind(0)
+
+    @cached_property
+    def values(self) -> tuple[torch.Tensor, ...]:
+        """One `[H, T, D]` view a layer."""
+        return self.kv[:, 1].unbind(0)
+
+
+class Lane:
+    """Keys and values of one sequence: attached extents plus its own growing rows.
+
+    Rows are numbered in the order they were computed; a row sees every extent with `seen_from` at most its number, and
+    every earlier row.
+
+    Args:
+        geometry: of the model.
+        capacity: rows to make room for; grows when needed.
+        dtype: of keys and values.
+        device: where they live.
+    """
+
+    def __init__(self, geometry: Geometry, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.extents: list[Extent] = []
+        self.length = 0
+        self._geometry = geometry
+        self._own = geometry.block(max(capacity, 1), dtype, device)
+
+    def attach(self, extents: Sequence[Extent]) -> None:
+        """Give immutable extents their places; O(1) each, nothing is copied."""
+        self.extents.extend(extents)
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` more rows."""
+        needed = self.length + rows
+        if needed > self._own.shape[3]:
+            grown = self._geometry.block(max(needed, 2 * self._own.shape[3]), self._own.dtype, self._own.device)
+            grown[:, :, :, : self.length] = self._own[:, :, :, : self.length]
+            self._own = grown
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put this pass's `[H, S, D]` behind the rows the lane already has; `advance` makes them its own."""
+        rows = slice(self.length, self.length + key.shape[1])
+        self._own[layer, 0, :, rows] = key
+        self._own[layer, 1, :, rows] = value
+
+    def advance(self, rows: int) -> None:
+        """Keep the `rows` rows written last."""
+        self.length += rows
+
+    def own(self, first: int, last: int) -> torch.Tensor:
+        """A view `[L, 2, H, last - first, D]` of computed rows."""
+        return self._own[:, :, :, first:last]

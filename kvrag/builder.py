@@ -1,0 +1,104 @@
+"""Chunks to packets."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from kvrag.adapter import Adapter
+from kvrag.errors import PromptError, PromptTooLongError
+from kvrag.model import LanguageModel, Rows
+from kvrag.packet import Packet, Scope
+
+__all__ = ["BuildReport", "Chunk", "batches", "encode_batch", "tokenize_chunk"]
+
+_BATCH_TOKENS = 1024
+
+
+@dataclass
+class BuildReport:
+    """What `PacketEngine.build` did with every text it was given.
+
+    Attributes:
+        built: packets computed and stored.
+        existing: texts whose packet was there already.
+        too_short: texts under 32 characters, which get no packet and are always computed as text.
+        rejected: (beginning of the text, reason) for texts that cannot have a packet.
+        tokens: rows computed.
+        bytes: written.
+        seconds: of the whole call.
+    """
+
+    built: int = 0
+    existing: int = 0
+    too_short: int = 0
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A text and its token ids."""
+
+    text: str
+    ids: Sequence[int]
+
+
+def tokenize_chunk(model: LanguageModel, scope: Scope, text: str) -> Chunk:
+    """The chunk's stripped text and its ids; text that spells a special token yields ordinary tokens.
+
+    Raises:
+        PromptError: there is nothing in it.
+        PromptTooLongError: it does not fit into the context window.
+    """
+    text = text.strip()
+    if not text:
+        raise PromptError("expected a chunk with text, found an empty one; leave it out")
+    ids = model.tokenizer.encode(text, literal=True)
+    rows = len(ids) + scope.recipe.extra_tokens + scope.recipe.dropped
+    if rows >= model.max_positions:
+        raise PromptTooLongError(
+            f"expected a chunk of fewer than {model.max_positions} tokens, the context window of {model.name}, "
+            f"found {rows}; split it into smaller chunks"
+        )
+    return Chunk(text, ids)
+
+
+def batches(chunks: Iterable[Chunk], tokens: int = _BATCH_TOKENS) -> Iterator[list[Chunk]]:
+    """Groups of chunks that share a pass: at most `tokens` rows together, or a single longer chunk."""
+    batch: list[Chunk] = []
+    size = 0
+    for chunk in chunks:
+        if batch and size + len(chunk.ids) > tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(chunk)
+        size += len(chunk.ids)
+    if batch:
+        yield batch
+
+
+def encode_batch(model: LanguageModel, adapter: Adapter | None, scope: Scope, chunks: Sequence[Chunk]) -> list[Packet]:
+    """Encode every chunk alone, all of them in one pass without padding."""
+    recipe = scope.recipe
+    rows: list[Rows] = []
+    for chunk in chunks:
+        soft: list[tuple[int, torch.Tensor]] = []
+        ids = [*recipe.ids_before, *[0] * recipe.soft_before, *chunk.ids, *[0] * recipe.soft_after, *recipe.ids_after]
+        for name, count, row in (
+            ("header", recipe.soft_before, len(recipe.ids_before)),
+            ("trailer", recipe.soft_after, len(recipe.ids_before) + recipe.soft_before + len(chunk.ids)),
+        ):
+            if count and adapter is not None:
+                soft.append((row, adapter.soft(name)[:count].to(model.device, model.dtype)))
+        rows.append(Rows(model.new_lane(len(ids)), ids, range(len(ids)), soft))
+    model.forward(rows)
+    return [_packet(chunk, r, scope) for chunk, r in zip(chunks, rows, strict=True)]
+
+
+def _packet(chunk: Chunk, rows: Rows, scope: Scope) -> Packet:
+    kv = rows.lane.own(scope.recipe.dropped, len(rows.ids)).cpu().contiguous()
+    ids = torch.tensor(chunk.ids, dtype=torch.int64).numpy()
+    return Packet(scope.key(ids), scope, ids, kv)

@@ -1,0 +1,180 @@
+"""What comes back: an answer, what it used, how long it took, and streams of it."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+__all__ = ["AsyncStream", "Completion", "Delivery", "Stream", "Timings", "Usage"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer; `prompt_tokens` is `cached_tokens + computed_tokens`.
+
+    Attributes:
+        prompt_tokens: rows of the prompt.
+        cached_tokens: rows that came from packets and from states of earlier prompts.
+        computed_tokens: rows that went through the model.
+        completion_tokens: tokens generated.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of one answer, by the caller's clock.
+
+    Attributes:
+        match_ms: finding known chunks in the prompt and tokenising the rest.
+        load_ms: bringing packets into host memory.
+        attach_ms: giving packets their places.
+        first_token_ms: from the prompt's arrival in the engine to the first token id; includes all of the above.
+        per_token_ms: mean over the tokens after the first; 0 when there is none.
+    """
+
+    match_ms: float
+    load_ms: float
+    attach_ms: float
+    first_token_ms: float
+    per_token_ms: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    Attributes:
+        text: without stop strings.
+        token_ids: of the answer, an end token included.
+        finish_reason: "stop" (end token or stop string), "length" or "cancelled".
+        usage: tokens.
+        timings: milliseconds.
+        model: its name.
+        strategy: the reuse strategy's name.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length", "cancelled"]
+    usage: Usage
+    timings: Timings
+    model: str
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The worker's end of a stream: where pieces go, and whether anybody still wants them."""
+
+    put: Callable[[str | Completion | BaseException], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Stream:
+    """Pieces of text as they are generated; `completion` holds the whole once they are exhausted.
+
+    Closing it, leaving its `with` block or dropping it ends the generation.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[str | Completion | BaseException] = queue.SimpleQueue()
+        self.delivery = Delivery(self._queue.put)
+        self.completion: Completion | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self.completion is not None or self.delivery.cancelled.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, str):
+            return item
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self.completion = item
+        raise StopIteration
+
+    def result(self) -> Completion:
+        """The whole answer, once it is there."""
+        for _ in self:
+            pass
+        assert self.completion is not None, "a closed stream has no result"
+        return self.completion
+
+    def close(self) -> None:
+        """End the generation; what it computed so far is released."""
+        self.delivery.cancelled.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.delivery.cancelled.set()
+
+
+class AsyncStream:
+    """The same for one event loop, which it never blocks."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[str | Completion | BaseException] = asyncio.Queue()
+
+        def put(item: str | Completion | BaseException) -> None:
+            if loop.is_closed():
+                self.delivery.cancelled.set()
+            else:
+                loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+        self.delivery = Delivery(put)
+        self.completion: Completion | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        if self.completion is not None or self.delivery.cancelled.is_set():
+            raise StopAsyncIteration
+        try:
+            item = await self._queue.get()
+        except asyncio.CancelledError:
+            self.delivery.cancelled.set()
+            raise
+        if isinstance(item, str):
+            return item
+        if isinstance(item, BaseException):
+            self.delivery.cancelled.set()
+            raise item
+        self.completion = item
+        raise StopAsyncIteration
+
+    async def result(self) -> Completion:
+        """The whole answer, once it is there."""
+        async for _ in self:
+            pass
+        assert self.completion is not None, "a closed stream has no result"
+        return self.completion
+
+    async def aclose(self) -> None:
+        """End the generation."""
+        self.delivery.cancelled.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self.delivery.cancelled.set()

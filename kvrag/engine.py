@@ -1,0 +1,307 @@
+"""The engine: builds packets, finds them in prompts, and answers."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from kvrag.adapter import Adapter
+from kvrag.attach import ComputedStates
+from kvrag.builder import BuildReport, Chunk, batches, encode_batch, tokenize_chunk
+from kvrag.completion import AsyncStream, Completion, Delivery, Stream
+from kvrag.errors import EngineError, PromptError, PromptTooLongError
+from kvrag.matching import HEAD_CHARS
+from kvrag.model import LanguageModel
+from kvrag.packet import Scope
+from kvrag.plan import Prepared
+from kvrag.probe import check_movable
+from kvrag.progress import progress_bar
+from kvrag.reader import PromptReader
+from kvrag.settings import Sampling
+from kvrag.sources import open_adapter, open_model
+from kvrag.store import Hold, PacketStore
+from kvrag.strategies import Strategy, strategy_from_name
+from kvrag.worker import Request, Worker
+
+__all__ = ["Message", "PacketEngine", "Prompt"]
+
+Message = Mapping[str, Any]
+"""A chat message: `role` and `content`."""
+
+Prompt = str | Sequence[Message]
+"""A final prompt string, or messages that the model's chat template turns into one."""
+
+_log = logging.getLogger("kvrag")
+
+
+class PacketEngine:
+    """A language model with a store of packets.
+
+    Thread-safe; any number of callers share one engine, and their prompts share passes through the model.
+
+    Args:
+        model: whose packets can be moved; it is checked once, here.
+        store: of packets; the engine does not close it.
+        adapter: "auto" takes the one that is shipped for this model, if any; "none" takes none; or a file.
+        strategy: for prompts that do not name another.
+        namespace: a tenant's; packets of one namespace are invisible in another.
+        computed_bytes: of keys and values to keep from earlier prompts, for prompts that begin the same way.
+
+    Raises:
+        UnsupportedModelError: packets of this model would mean something else at another position.
+        AdapterError: the adapter belongs to another model.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        store: PacketStore,
+        adapter: Adapter | str | Path = "auto",
+        strategy: str | Strategy = "kv-packet",
+        namespace: str = "default",
+        computed_bytes: int = 64 << 20,
+    ) -> None:
+        check_movable(model)
+        self.model = model
+        self.store = store
+        self.namespace = namespace
+        self.strategy = strategy_from_name(strategy)
+        self.adapter = open_adapter(adapter, model)
+        self._states = ComputedStates(computed_bytes)
+        self._stamp = model.state_stamp()
+        self._scopes: dict[Strategy, Scope] = {}
+        self._reader = PromptReader(model, store, self.adapter)
+        self._lock = threading.Lock()
+        self._worker = Worker(model, self._states)
+        if self.adapter is None and self.strategy.name == "kv-packet":
+            _log.warning("kv-packet runs untrained: there is no adapter for %s, so answers from packets are weaker", model.name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: "str | Path | tuple[Any, Any] | LanguageModel",
+        *,
+        store: str | Path | PacketStore,
+        device: str = "auto",
+        **options: Any,
+    ) -> "PacketEngine":
+        """Load a model and open a store.
+
+        Args:
+            model: a hub id, a local folder, a ready `(model, tokenizer)` pair (never moved), or "demo".
+            store: a folder, made if missing, or an open store.
+            device: where to load the model; a ready one stays where it is.
+            options: as for the engine itself.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            StoreError: the store cannot be opened.
+        """
+        opened = store if isinstance(store, PacketStore) else PacketStore(store)
+        return cls(open_model(model, device), store=opened, **options)
+
+    def scope(self, strategy: str | Strategy | None = None) -> Scope:
+        """Which packets may serve the strategy's prompts."""
+        chosen = self._chosen(strategy)
+        self._notice_changed_weights()
+        with self._lock:
+            if chosen not in self._scopes:
+                recipe = chosen.recipe(self.adapter)
+                used = self.adapter.digest if self.adapter is not None and recipe.uses_adapter else ""
+                identity = self.model.identity.model_copy(update={"adapter": used})
+                self._scopes[chosen] = Scope(identity, recipe, self.namespace)
+            return self._scopes[chosen]
+
+    def build(
+        self, texts: Iterable[str], *, strategy: str | Strategy | None = None, progress: bool | None = None
+    ) -> BuildReport:
+        """Compute and store the packets of texts that have none yet.
+
+        Every packet is durable as soon as it is stored, so an interrupted build is completed by calling this again.
+
+        Args:
+            texts: chunks as the model will see them; surrounding white space does not count.
+            strategy: to build for; by default the engine's.
+            progress: show a bar on standard error; by default when that is a terminal.
+
+        Returns:
+            What became of every text.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        begin = time.perf_counter()
+        scope = self.scope(strategy)
+        report = BuildReport()
+        chunks = self._missing(dict.fromkeys(text.strip() for text in texts), scope, report)
+        with progress_bar("building packets", len(chunks), show=progress) as advance:
+            pending: list[tuple[Sequence[Chunk], Any]] = []
+            for batch in [*batches(chunks), None]:
+                if batch:  # the model works on this batch while the one before is written
+                    pending.append((batch, self._worker.run(encode_batch, self.model, self.adapter, scope, batch)))
+                if pending and (batch is None or len(pending) > 1):
+                    encoded, future = pending.pop(0)
+                    for chunk, packet in zip(encoded, future.result(), strict=True):
+                        self.store.put(packet, [chunk.text])
+                        report.built += 1
+                        report.tokens += packet.tokens
+                        report.bytes += packet.nbytes
+                        advance(1)
+        report.seconds = time.perf_counter() - begin
+        return report
+
+    def prefetch(self, texts: Iterable[str], *, strategy: str | Strategy | None = None) -> Hold:
+        """Bring the packets of retrieved texts into host memory and keep them there until the hold is released.
+
+        A hint: answers are the same without it. Texts that have no packet are remembered as documents, so that what
+        looks like a special token in them stays text.
+        """
+        return self._reader.prefetch(texts, self.scope(strategy))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        strategy: str | Strategy | None = None,
+        documents: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Completion:
+        """Answer a prompt.
+
+        Args:
+            prompt: a final prompt string, or messages.
+            strategy: instead of the engine's own.
+            documents: texts known to be documents, besides those that have packets.
+            sampling: fields of `Sampling`, such as `max_new_tokens`, `temperature` or `stop`.
+
+        Raises:
+            PromptTooLongError: it does not fit into the context window.
+            PromptError: it is empty.
+            SettingsError: an unknown option.
+            EngineError: the engine is closed.
+        """
+        return self.stream(prompt, strategy=strategy, documents=documents, **sampling).result()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        strategy: str | Strategy | None = None,
+        documents: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Stream:
+        """Answer a prompt piece by piece; arguments and errors as for `generate`."""
+        stream = Stream()
+        self._submit(prompt, strategy, documents, Sampling.of(**sampling), stream.delivery)
+        return stream
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        strategy: str | Strategy | None = None,
+        documents: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Completion:
+        """Answer a prompt without blocking the event loop; as `generate`."""
+        stream = await self.astream(prompt, strategy=strategy, documents=documents, **sampling)
+        return await stream.result()
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        *,
+        strategy: str | Strategy | None = None,
+        documents: Sequence[str] = (),
+        **sampling: Any,
+    ) -> AsyncStream:
+        """Answer a prompt piece by piece without blocking the event loop; as `stream`."""
+        stream, settings = AsyncStream(), Sampling.of(**sampling)
+        await asyncio.to_thread(self._submit, prompt, strategy, documents, settings, stream.delivery)
+        return stream
+
+    def prepare(
+        self, prompt: Prompt, *, strategy: str | Strategy | None = None, documents: Sequence[str] = ()
+    ) -> Prepared:
+        """Find the packets of a prompt and bring them into host memory, without computing anything."""
+        return self._read(prompt, self._chosen(strategy), documents)[0]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text as the model counts them."""
+        return len(self.model.tokenizer.encode(text))
+
+    def close(self) -> None:
+        """End what is running and give the model its attention implementation's name back; the store stays open."""
+        self._worker.close()
+        self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _chosen(self, strategy: str | Strategy | None) -> Strategy:
+        return self.strategy if strategy is None else strategy_from_name(strategy)
+
+    def _submit(
+        self,
+        prompt: Prompt,
+        strategy: str | Strategy | None,
+        documents: Sequence[str],
+        sampling: Sampling,
+        delivery: Delivery,
+    ) -> None:
+        started = time.perf_counter()
+        chosen = self._chosen(strategy)
+        prepared, match_ms, load_ms = self._read(prompt, chosen, documents)
+        room = self.model.max_positions - prepared.end
+        if room < 1:
+            raise PromptTooLongError(
+                f"expected a prompt of fewer than {self.model.max_positions} tokens, the context window of "
+                f"{self.model.name}, found {prepared.end}; retrieve fewer chunks or shorten the conversation"
+            )
+        sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, room)})
+        self._worker.submit(Request(prepared, sampling, delivery, chosen.name, started, match_ms, load_ms))
+
+    def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, float]:
+        text = prompt if isinstance(prompt, str) else self.model.render([dict(message) for message in prompt])
+        return self._reader.read(text, strategy, self.scope(strategy), documents)
+
+    def _missing(self, texts: Iterable[str], scope: Scope, report: BuildReport) -> list[Chunk]:
+        """The chunks whose packets are to be built; the others are counted."""
+        missing: list[Chunk] = []
+        for text in texts:
+            if len(text) < HEAD_CHARS:
+                report.too_short += 1
+                continue
+            try:
+                chunk = tokenize_chunk(self.model, scope, text)
+            except PromptError as error:
+                _log.warning("no packet for %r...: %s", text[:40], error)
+                report.rejected.append((text[:40], str(error)))
+                continue
+            key = scope.key(chunk.ids)
+            if self.store.has(key):
+                self.store.register(scope, text, key)
+                report.existing += 1
+            else:
+                missing.append(chunk)
+        return missing
+
+    def _notice_changed_weights(self) -> None:
+        """Somebody may train or switch the model he gave us; its packets then belong to another identity."""
+        stamp = self.model.state_stamp()
+        if stamp == self._stamp:
+            return
+        with self._lock:
+            if stamp != self._stamp:
+                _log.warning("the weights of %s changed; packets and states built with the old ones are not used", self.model.name)
+                self.model.forget_identity()
+                self._scopes.clear()
+                self._worker.run(self._states.clear).result()
+                self._stamp = stamp

@@ -1,0 +1,325 @@
+"""A transformers model as kvrag uses it; the only module that touches transformers' model and cache classes."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kvrag.attach import PASS_KWARG, AttentionPass, Geometry, Lane, attend
+from kvrag.errors import ModelError, UnsupportedModelError
+from kvrag.packet import Identity, digest_fields
+from kvrag.rope import Rope, check_rope_type
+from kvrag.tokenizing import ChunkTokenizer
+
+__all__ = ["LanguageModel", "Rows", "convert_gguf"]
+
+_PREFIX = "kvrag_"
+_IMPLEMENTATION_KWARG = "kvrag_implementation"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one lane computes in a pass.
+
+    Attributes:
+        lane: where keys and values go.
+        ids: `[S]` token ids; where `soft` says otherwise, a placeholder.
+        positions: `[S]` positions in the prompt.
+        soft: row number to `[n, hidden]` trained embeddings that replace the rows from there on.
+    """
+
+    lane: Lane
+    ids: Sequence[int]
+    positions: Sequence[int]
+    soft: Sequence[tuple[int, torch.Tensor]] = ()
+
+
+class LanguageModel:
+    """A causal language model whose packets can be attached.
+
+    The model object stays the user's: it is never moved, and generates as before. Its attention implementation is
+    renamed while kvrag uses it; calls without a pass go to the implementation it had. `close` gives the name back.
+
+    Args:
+        model: a transformers causal language model, on one device.
+        tokenizer: its fast tokenizer.
+        name: what to call it in reports.
+
+    Raises:
+        UnsupportedModelError: its configuration says that packets cannot be moved.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
+        self.name = name or str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+        self.config = model.config.get_text_config()
+        self._model = model.eval() if model.training else model
+        self._chat_tokenizer = tokenizer
+        self.tokenizer = ChunkTokenizer(tokenizer)
+        _check_config(self.config, getattr(model, "hf_device_map", None))
+        self.rope = _find_rope(model)
+        self.geometry = _geometry(self.config)
+        self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self._original = model.config._attn_implementation
+        if not self._original.startswith(_PREFIX):
+            model.set_attn_implementation(_register(self._original))
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto"
+    ) -> "LanguageModel":
+        """Load a model and its tokenizer from a local folder or a hub id.
+
+        Args:
+            source: folder or id.
+            device: "auto" takes CUDA when there is one.
+            dtype: "auto" is bfloat16 where the hardware computes in it, else float32.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        kind = _auto_dtype(chosen) if dtype == "auto" else dtype
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
+            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=kind).to(chosen)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ModelError(
+                f"expected a causal language model in {str(source)!r}, found none that loads "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); "
+                "give a local folder with config.json, weights and tokenizer.json, or a hub id"
+            ) from error
+        return cls(model, tokenizer, name=str(source))
+
+    @property
+    def max_positions(self) -> int:
+        """The context window in tokens."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of an input embedding."""
+        return int(self._model.get_input_embeddings().weight.shape[1])
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        configured = (self._model.generation_config.eos_token_id, self._chat_tokenizer.eos_token_id)
+        ids = [i if isinstance(i, list) else [i] for i in configured if i is not None]
+        return frozenset(i for several in ids for i in several)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Everything its packets' numbers depend on; reads every weight once (0.1 s for 270 MB)."""
+        config = {k: v for k, v in self.config.to_dict().items() if k not in _UNNUMBERED}
+        return Identity(
+            config=digest_fields(json.dumps(config, sort_keys=True, default=str)),
+            weights=_digest_weights(self._model),
+            tokenizer=self.tokenizer.digest,
+            rope=self.rope.digest,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def state_stamp(self) -> int:
+        """Changes when somebody trains, swaps or switches the model's weights in place; cheap enough for every call."""
+        versions = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._model.parameters())
+        return hash((tuple(versions), _active_adapters(self._model)))
+
+    def forget_identity(self) -> None:
+        """Read the weights again at the next use of `identity`."""
+        self.__dict__.pop("identity", None)
+
+    def new_lane(self, capacity: int) -> Lane:
+        """An empty lane with room for `capacity` rows."""
+        return Lane(self.geometry, capacity, self.dtype, self.device)
+
+    def render(self, messages: Iterable[dict[str, Any]], **options: Any) -> str:
+        """The prompt string of a conversation, by the tokenizer's chat template, open for the assistant's answer."""
+        messages = list(messages)
+        if not getattr(self._chat_tokenizer, "chat_template", None):
+            lines = [f"{message['role']}: {message['content']}" for message in messages]
+            return "\n".join([*lines, "assistant: "])
+        return self._chat_tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **options
+        )
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[Rows]) -> torch.Tensor:
+        """Compute the rows of several lanes in one pass; logits `[len(rows), vocab]` of each lane's last row.
+
+        The lanes gain their rows only when the whole pass went through.
+        """
+        counts = [len(r.ids) for r in rows]
+        ids = torch.tensor([i for r in rows for i in r.ids], device=self.device)
+        positions = torch.tensor([p for r in rows for p in r.positions], device=self.device)
+        embeds = self._model.get_input_embeddings()(ids)
+        first, last = 0, []
+        for r, count in zip(rows, counts, strict=True):
+            for row, soft in r.soft:
+                embeds[first + row : first + row + len(soft)] = soft
+            first += count
+            last.append(first - 1)
+        current = AttentionPass([r.lane for r in rows], counts, self.rope)
+        logits = self._model(
+            inputs_embeds=embeds[None],
+            position_ids=positions[None],
+            attention_mask=embeds.new_zeros(1, 1, 1, 1),  # any 4-D mask: transformers then builds none of its own
+            use_cache=False,
+            logits_to_keep=torch.tensor(last, device=self.device),
+            **{PASS_KWARG: current},
+        ).logits[0]
+        if current.layers_seen != self.geometry.layers:
+            raise UnsupportedModelError(
+                f"expected {self.geometry.layers} attention layers that call transformers' attention interface, found "
+                f"{current.layers_seen}; this model's packets cannot be attached"
+            )
+        current.commit()
+        return logits
+
+    @torch.inference_mode()
+    def plain_forward(self, ids: Sequence[int], positions: Sequence[int], *, implementation: str = "") -> torch.Tensor:
+        """Logits `[S, vocab]` of transformers' own forward, without packets.
+
+        Args:
+            ids: `[S]` token ids.
+            positions: `[S]`.
+            implementation: a registered attention implementation; empty means the model's own.
+        """
+        mask = torch.ones(len(ids), len(ids), dtype=torch.bool, device=self.device).tril()
+        additive = torch.zeros(mask.shape, dtype=self.dtype, device=self.device)
+        return self._model(
+            input_ids=torch.tensor([list(ids)], device=self.device),
+            position_ids=torch.tensor([list(positions)], device=self.device),
+            attention_mask=additive.masked_fill(~mask, torch.finfo(self.dtype).min)[None, None],
+            use_cache=False,
+            **{_IMPLEMENTATION_KWARG: implementation or None},
+        ).logits[0]
+
+    def close(self) -> None:
+        """Give the model its own attention implementation's name back."""
+        if not self._original.startswith(_PREFIX):
+            self._model.set_attn_implementation(self._original)
+
+
+_UNNUMBERED = frozenset({"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"})
+"""Configuration entries that no number depends on."""
+
+
+def convert_gguf(gguf: Path, folder: str | Path) -> None:
+    """Write the model in a GGUF file into a folder of bfloat16 safetensors, its tokenizer included.
+
+    Raises:
+        ModelError: the file cannot be converted, or the packages that read GGUF are missing.
+    """
+    try:
+        from transformers import GgufConfig
+
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"expected to read {gguf.name}, found: {error}; pip install 'kvrag[demo]' brings what reads GGUF files"
+        ) from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _register(original: str) -> str:
+    """Register kvrag's attention function as a stand-in for `original`; returns the name to set."""
+    name = _PREFIX + original
+
+    def stand_in(module, query, key, value, attention_mask, **options):  # noqa: ANN
+        if options.get(PASS_KWARG) is not None:
+            return attend(module, query, key, value, options)
+        default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        implementation = options.pop(_IMPLEMENTATION_KWARG, None) or original
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, default)
+        return function(module, query, key, value, attention_mask, **options)
+
+    AttentionInterface.register(name, stand_in)
+    if original in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
+    return name
+
+
+def _check_config(config: Any, device_map: dict[str, Any] | None) -> None:
+    """Refuse what a short probe cannot see: windows, length-dependent RoPE, several devices."""
+    if device_map and len({str(device) for device in device_map.values()}) > 1:
+        raise UnsupportedModelError(
+            f"expected a model on one device, found hf_device_map over {sorted({str(d) for d in device_map.values()})}; "
+            "load it without device_map, or with device_map={'': 'cuda:0'}"
+        )
+    types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    windowed = "sliding_attention" in types if types else bool(window) and getattr(config, "use_sliding_window", True)
+    if windowed:
+        raise UnsupportedModelError(
+            f"expected attention over the whole context, found a sliding window of {window} tokens "
+            f"({type(config).__name__}); its packets cannot be attached"
+        )
+    if types - {"full_attention"}:
+        raise UnsupportedModelError(
+            f"expected full attention in every layer, found {sorted(types - {'full_attention'})}"
+        )
+    check_rope_type(getattr(config, "rope_parameters", None))
+
+
+def _find_rope(model: Any) -> Rope:
+    """The model's one rotary embedding."""
+    found = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
+    if not found:
+        raise UnsupportedModelError(
+            f"expected rotary position embeddings, found none in {type(model).__name__}; its packets cannot be moved"
+        )
+    frequencies = [m.inv_freq.detach().to("cpu", torch.float64) for m in found]
+    if any(not torch.equal(frequencies[0], other) for other in frequencies[1:]):
+        raise UnsupportedModelError("expected one rotary embedding for all layers, found several that differ")
+    return Rope(frequencies[0], float(getattr(found[0], "attention_scaling", 1.0)))
+
+
+def _geometry(config: Any) -> Geometry:
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return Geometry(int(config.num_hidden_layers), kv_heads, heads, head_dim)
+
+
+def _digest_weights(model: Any) -> str:
+    """Digest over names, shapes, dtypes and bytes of all parameters and buffers, and which adapters are switched on."""
+    sha = hashlib.sha256(repr(_active_adapters(model)).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(xxhash.xxh3_128_digest(data))
+    return sha.hexdigest()
+
+
+def _active_adapters(model: Any) -> tuple[str, ...]:
+    """Which LoRA-like adapters of the user's model are on."""
+    layers = (m for m in model.modules() if hasattr(m, "disable_adapters") and hasattr(m, "active_adapters"))
+    return tuple(sorted({f"{m.active_adapters}{m.disable_adapters}" for m in layers}))
+
+
+def _auto_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware computes in it, else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() or getattr(
+        torch.cpu, "_is_avx512_bf16_supported", lambda: False
+    )()
+    return torch.bfloat16 if native else torch.float32

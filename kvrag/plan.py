@@ -1,0 +1,138 @@
+"""From the segments of a prompt to a lane: what is attached, what is computed, and where everything stands."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from kvrag.attach import ComputedStates, Extent, Lane
+from kvrag.model import LanguageModel, Rows
+from kvrag.packet import Packet, PacketKey, digest_fields
+from kvrag.prompt import PacketSegment, Segment, SoftSegment
+
+__all__ = ["Plan", "Prepared", "plan_lane", "remember"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt whose packets are in host memory; everything but the device's part is done.
+
+    Attributes:
+        segments: in the order of the prompt.
+        starts: the position of each segment.
+        packets: of the packet segments.
+        soft: embeddings `[n, hidden]` of the soft segments by name.
+        chain: digest of what the computed states depend on besides the segments.
+        keeps_computed: whether earlier states may be used and new ones kept.
+    """
+
+    segments: Sequence[Segment]
+    starts: Sequence[int]
+    packets: Mapping[PacketKey, Packet]
+    soft: Mapping[str, torch.Tensor]
+    chain: str
+    keeps_computed: bool
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows of the prompt, attached and computed."""
+        return sum(self.length(segment) for segment in self.segments)
+
+    @property
+    def end(self) -> int:
+        """The position behind the prompt."""
+        return max(start + self.length(segment) for start, segment in zip(self.starts, self.segments, strict=True))
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The prompt's token ids, those of packets included and soft tokens left out."""
+        return [i for segment in self.segments if not isinstance(segment, SoftSegment) for i in segment.ids]
+
+    def length(self, segment: Segment) -> int:
+        """Rows of a segment."""
+        if isinstance(segment, PacketSegment):
+            return self.packets[segment.key].tokens
+        return segment.tokens if isinstance(segment, SoftSegment) else len(segment.ids)
+
+
+@dataclass
+class Plan:
+    """One prompt on the device.
+
+    Attributes:
+        lane: with everything attached.
+        rows: what is left to compute.
+        cached: rows of the prompt that nobody computes: packets and states of earlier prompts.
+        computed_text: of every computed segment, the digest before it, its ids, and where its rows stand.
+    """
+
+    lane: Lane
+    rows: Rows
+    cached: int
+    computed_text: list[tuple[str, Sequence[int], torch.Tensor | None, int]] = field(default_factory=list)
+
+
+def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, new_tokens: int) -> Plan:
+    """Attach what is known and list what is to be computed.
+
+    At least the prompt's last row is computed, since the first token is sampled from it.
+
+    Args:
+        model: to run on.
+        prepared: the prompt; its last segment is not a packet.
+        states: computed for earlier prompts.
+        new_tokens: rows to make room for behind the prompt.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    soft: list[tuple[int, torch.Tensor]] = []
+    extents: list[Extent] = []
+    texts: list[tuple[str, Sequence[int], torch.Tensor | None, int]] = []
+    chain, reusing = prepared.chain, prepared.keeps_computed
+    for number, (segment, start) in enumerate(zip(prepared.segments, prepared.starts, strict=True)):
+        if isinstance(segment, PacketSegment):
+            extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), model.device))
+            chain = digest_fields(chain, "packet", segment.key, str(start))
+            continue
+        if isinstance(segment, SoftSegment):
+            own = [-1 - i for i in range(segment.tokens)]  # no token has a negative id
+        else:
+            own = list(segment.ids)
+        is_last = number == len(prepared.segments) - 1
+        known = states.find(chain, own[:-1] if is_last else own) if reusing else None
+        done = 0 if known is None else known.shape[3]
+        if known is not None:
+            extents.append(Extent(known, 0, 0))
+        reusing = reusing and done == len(own)
+        if done < len(own):
+            texts.append((chain, own, known, len(ids)))
+            if isinstance(segment, SoftSegment):
+                soft.append((len(ids), prepared.soft[segment.name][done:].to(model.device, model.dtype)))
+            ids.extend(max(i, 0) for i in own[done:])
+            positions.extend(range(start + done, start + len(own)))
+        chain = digest_fields(chain, "text", str(own), str(start))
+    lane = model.new_lane(len(ids) + new_tokens)
+    lane.attach(extents)
+    cached = prepared.tokens - len(ids)
+    return Plan(lane, Rows(lane, ids, positions, soft), cached, texts)
+
+
+def remember(plan: Plan, states: ComputedStates, generated: Sequence[int]) -> None:
+    """Keep what a finished prompt computed; the answer continues its last text.
+
+    Args:
+        plan: whose rows all went through the model.
+        states: to keep them in.
+        generated: the answer's tokens; the last of them was sampled and never computed.
+    """
+    for number, (chain, ids, known, first) in enumerate(plan.computed_text):
+        is_last = number == len(plan.computed_text) - 1
+        last = plan.lane.length if is_last else plan.computed_text[number + 1][3]
+        pieces = [plan.lane.own(first, last)]
+        if known is not None:
+            pieces.insert(0, known)
+        if sum(piece.nbytes for piece in pieces) > states.capacity:
+            continue
+        continued = [*ids, *generated] if is_last else list(ids)
+        kv = torch.cat(pieces, dim=3)  # a copy: the lane's own block is far larger
+        states.keep(chain, continued[: kv.shape[3]], kv)

@@ -1,0 +1,134 @@
+"""Reads a prompt: which of it is packets, which is text, and where everything stands."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from kvrag.adapter import Adapter
+from kvrag.errors import PromptError
+from kvrag.matching import Match, fingerprint
+from kvrag.model import LanguageModel
+from kvrag.packet import Packet, PacketKey, Scope
+from kvrag.plan import Prepared
+from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
+from kvrag.store import Hold, PacketStore
+from kvrag.strategies import Strategy
+
+__all__ = ["PromptReader"]
+
+_log = logging.getLogger("kvrag")
+_DOCUMENTS_KEPT = 64
+
+
+class PromptReader:
+    """Turns final prompt strings into segments whose packets are in host memory.
+
+    Args:
+        model: whose tokenizer and context window count.
+        store: to find packets in.
+        adapter: whose soft tokens stand between packets, if the strategy wants any.
+    """
+
+    def __init__(self, model: LanguageModel, store: PacketStore, adapter: Adapter | None) -> None:
+        self._model = model
+        self._store = store
+        self._adapter = adapter
+        self._checked: set[tuple[PacketKey, int]] = set()
+        self._documents: dict[str, None] = {}  # in the order of their last mention
+        self._lock = threading.Lock()
+
+    def read(
+        self, text: str, strategy: Strategy, scope: Scope, documents: Sequence[str]
+    ) -> tuple[Prepared, float, float]:
+        """The prompt, and the milliseconds spent on matching and on loading.
+
+        Raises:
+            PromptError: it is empty.
+        """
+        if not text:
+            raise PromptError("expected a prompt, found an empty one")
+        begin = time.perf_counter()
+        found: list[Match[PacketKey]] = []
+        if strategy.matches:
+            found = self._store.matcher(scope).find(text, lambda digest: self._store.find(scope, digest))
+        loading = time.perf_counter()
+        loaded = {match.value: self._load(match.value, scope, text[match.start : match.end]) for match in found}
+        done = time.perf_counter()
+        packets = {key: packet for key, packet in loaded.items() if packet is not None}
+        matches = [match for match in found if match.value in packets]
+        missing = [(match.start, match.end) for match in found if match.value not in packets]
+        if strategy.matches:
+            missing += self._document_spans(text, [(m.start, m.end) for m in found], documents)
+        segments = segment_prompt(
+            text,
+            matches,
+            self._model.tokenizer,
+            literal_spans=sorted(missing),
+            chunk_ids=lambda key, _: packets[key].token_ids.tolist(),
+        )
+        prepared = self._place(segments, strategy, scope, packets)
+        return prepared, 1e3 * (time.perf_counter() - done + loading - begin), 1e3 * (done - loading)
+
+    def prefetch(self, texts: Iterable[str], scope: Scope) -> Hold:
+        """Load the packets of documents and hold them; remember the documents either way."""
+        keys: list[PacketKey] = []
+        for text in (given.strip() for given in texts):
+            known = fingerprint(text)
+            key = None if known is None else self._store.find(scope, known.digest)
+            if key is not None:
+                keys.append(key)
+            with self._lock:
+                self._documents.pop(text, None)
+                self._documents[text] = None
+                while len(self._documents) > _DOCUMENTS_KEPT:
+                    del self._documents[next(iter(self._documents))]
+        return self._store.hold(keys)
+
+    def _place(
+        self, segments: Sequence[Segment], strategy: Strategy, scope: Scope, packets: Mapping[PacketKey, Packet]
+    ) -> Prepared:
+        if not strategy.attaches:
+            segments = [_as_text(s) if isinstance(s, PacketSegment) else s for s in segments]
+        arranged = strategy.arrange(segments, self._adapter)
+        if isinstance(arranged[-1], PacketSegment):  # the first token is sampled from a computed row
+            arranged[-1] = _as_text(arranged[-1])
+        soft = dict(self._adapter.tensors) if self._adapter is not None else {}
+        chain = f"{scope.digest}/{strategy!r}"
+        lengths = [Prepared((), (), packets, soft, chain, False).length(segment) for segment in arranged]
+        return Prepared(arranged, strategy.starts(lengths), packets, soft, chain, strategy.keeps_computed)
+
+    def _load(self, key: PacketKey, scope: Scope, text: str) -> Packet | None:
+        """The packet, if it is whole and holds this text's tokens in this model's shape."""
+        packet = self._store.get(key)
+        if packet is None or (key, hash(text)) in self._checked:
+            return packet
+        g = self._model.geometry
+        shape = (g.layers, 2, g.kv_heads, len(packet.token_ids) + scope.recipe.extra_tokens, g.head_dim)
+        same = tuple(packet.kv.shape) == shape and packet.kv.dtype == self._model.dtype
+        if not same or packet.token_ids.tolist() != list(self._model.tokenizer.encode(text, literal=True)):
+            _log.warning("packet %s does not hold the text it is registered for; computing it instead", key[:12])
+            return None
+        self._checked.add((key, hash(text)))
+        return packet
+
+    def _document_spans(
+        self, text: str, taken: Sequence[tuple[int, int]], documents: Sequence[str]
+    ) -> list[tuple[int, int]]:
+        """Where texts known to be documents stand without a packet."""
+        with self._lock:
+            known = {document.strip() for document in documents} | self._documents.keys()
+        spans: list[tuple[int, int]] = []
+        for document in sorted(known - {""}, key=len, reverse=True):
+            at = text.find(document)
+            while at >= 0:
+                end = at + len(document)
+                if all(end <= a or b <= at for a, b in (*taken, *spans)):
+                    spans.append((at, end))
+                at = text.find(document, end)
+        return spans
+
+
+def _as_text(segment: PacketSegment) -> TextSegment:
+    """The same tokens, to be computed."""
+    return TextSegment(segment.ids, segment.start, segment.end)

@@ -1,0 +1,59 @@
+"""Where models and adapters come from."""
+
+from pathlib import Path
+from typing import Any
+
+from kvrag.adapter import Adapter
+from kvrag.errors import AdapterError
+from kvrag.model import LanguageModel
+
+__all__ = ["DEMO_MODELS", "open_adapter", "open_model"]
+
+DEMO_MODELS = ("demo", "demo-base")
+"""Names of the embedded model: with the reader that is shipped for it, and as its makers published it."""
+
+_SHIPPED = Path(__file__).parent / "demo" / "adapters"
+
+
+def open_model(source: "str | Path | tuple[Any, Any] | LanguageModel", device: str = "auto") -> LanguageModel:
+    """The model behind a hub id, a local folder, a ready `(model, tokenizer)` pair, or "demo".
+
+    Raises:
+        ModelError: it cannot be loaded.
+        UnsupportedModelError: its configuration says that packets cannot be moved.
+    """
+    if isinstance(source, LanguageModel):
+        return source
+    if isinstance(source, tuple):
+        return LanguageModel(*source)
+    if source in DEMO_MODELS:
+        from kvrag.demo.weights import demo_folder  # the application layer; only this name needs it
+
+        model = LanguageModel.from_pretrained(demo_folder(), device=device)
+        model.name = str(source)
+        return model
+    return LanguageModel.from_pretrained(source, device=device)
+
+
+def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter | None:
+    """The adapter behind a file, "auto" (the one shipped for this model, if any) or "none".
+
+    Raises:
+        AdapterError: it cannot be read, or belongs to another model.
+    """
+    if adapter == "none":
+        return None
+    if adapter == "auto":
+        return next((found for path in sorted(_SHIPPED.glob("*.safetensors")) if (found := _fitting(path, model))), None)
+    opened = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+    opened.check_model(model.identity, model.hidden_size)
+    return opened
+
+
+def _fitting(path: Path, model: LanguageModel) -> Adapter | None:
+    adapter = Adapter.load(path)
+    try:
+        adapter.check_model(model.identity, model.hidden_size)
+    except AdapterError:
+        return None
+    return adapter

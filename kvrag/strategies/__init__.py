@@ -1,0 +1,34 @@
+"""Reuse strategies, one file each; third parties add theirs through the entry point group `kvrag.strategies`."""
+
+from importlib.metadata import entry_points
+
+from kvrag.errors import SettingsError
+from kvrag.strategies.base import Strategy
+from kvrag.strategies.full_recompute import FullRecompute
+from kvrag.strategies.kv_packet import KVPacket
+from kvrag.strategies.no_recompute import NoRecompute
+
+__all__ = ["FullRecompute", "KVPacket", "NoRecompute", "Strategy", "available_strategies", "strategy_from_name"]
+
+_GROUP = "kvrag.strategies"
+_BUILT_IN = (FullRecompute, KVPacket, NoRecompute)
+
+
+def available_strategies() -> dict[str, type[Strategy]]:
+    """Every strategy by name: the built-in ones and those of installed packages."""
+    found: dict[str, type[Strategy]] = {entry.name: entry.load() for entry in entry_points(group=_GROUP)}
+    return dict(sorted((found | {kind.name: kind for kind in _BUILT_IN}).items()))
+
+
+def strategy_from_name(strategy: str | Strategy) -> Strategy:
+    """The strategy of that name with its default options; a ready one is returned as it is.
+
+    Raises:
+        SettingsError: no strategy has that name.
+    """
+    if isinstance(strategy, Strategy):
+        return strategy
+    known = available_strategies()
+    if strategy not in known:
+        raise SettingsError(f"expected a strategy out of {', '.join(known)}, found {strategy!r}")
+    return known[strategy]()

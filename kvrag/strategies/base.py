@@ -1,0 +1,48 @@
+"""What every reuse strategy decides, and nothing else."""
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+from kvrag.adapter import Adapter
+from kvrag.packet import Recipe
+from kvrag.prompt import Segment
+
+__all__ = ["Strategy"]
+
+
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """How cached chunks are made to work out of context.
+
+    A subclass overrides the decisions in which it differs; the defaults attach every chunk, encoded alone, at the place
+    its text would have had. Strategies never time, log, score or know the store.
+
+    Attributes:
+        name: in the registry.
+        attaches: whether they are attached; False computes their tokens.
+        keeps_computed: whether states computed for earlier prompts may be used again.
+    """
+
+    name: ClassVar[str]
+    attaches: ClassVar[bool] = True
+    keeps_computed: ClassVar[bool] = True
+
+    @property
+    def matches(self) -> bool:
+        """Whether known chunks are looked for in the prompt; if not, it is tokenised as one text."""
+        return True
+
+    def recipe(self, adapter: Adapter | None) -> Recipe:
+        """How a chunk is built into a packet."""
+        return Recipe()
+
+    def arrange(self, segments: Sequence[Segment], adapter: Adapter | None) -> list[Segment]:
+        """The segments to place, soft segments between packets included."""
+        return list(segments)
+
+    def starts(self, lengths: Sequence[int]) -> list[int]:
+        """The position at which each segment of `lengths` rows stands."""
+        return [0, *accumulate(lengths)][: len(lengths)]
