@@ -29,7 +29,7 @@ CREATE TABLE deletions (texts INTEGER NOT NULL);
 INSERT INTO deletions VALUES (0);
 """
 BUSY_S = 60.0
-DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # the last: a table is missing
 
 
 class CorruptIndexError(StoreError):

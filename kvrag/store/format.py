@@ -56,7 +56,7 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
         namespace=packet.scope.namespace,
         shape=(layer_count, 2, heads, rows, channels),
         checksums=tuple(xxh3_128_hexdigest(layer) for layer in layers),
-        created=time.time(),
+        created=float(int(time.time())),  # of constant length, so that equal packets give files of equal size
     )
     try:
         preamble = _preamble(header.model_dump_json(), header, len(ids))

@@ -124,6 +124,7 @@ class Index:
         """What is wrong with the index file, None when it is sound."""
         try:
             with self._read.use() as sqlite:
+                sqlite.execute("SELECT 1 FROM packets, texts, deletions LIMIT 1").fetchone()
                 (found,) = sqlite.execute("PRAGMA integrity_check(1)").fetchone()
         except CorruptIndexError as error:
             return str(error)

@@ -62,9 +62,9 @@ def _check_row(disk: DiskTier, row: PacketRow, deep: bool) -> Problem | None:
         return Problem("corrupt", path, str(error), row.key)
     except OSError as error:
         return Problem("unreadable", path, str(error), row.key)
-    fields = [name for name in vars(row) if name != "texts" and getattr(row, name) != getattr(found, name)]
-    if fields:
-        return Problem("mismatch", path, f"the index and the file disagree about {', '.join(fields)}", row.key)
+    if row != found:
+        fields = ", ".join(row.differences(found))
+        return Problem("mismatch", path, f"the index and the file disagree about {fields}", row.key)
     return None
 
 

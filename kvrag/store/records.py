@@ -1,7 +1,7 @@
 """What a packet store tells about itself: plain values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +35,14 @@ class PacketRow:
     recipe: str
     tokens: int
     bytes: int
-    created: float
+    created: float = field(compare=False)  # two writers of one packet may differ in it
     texts: int = field(default=0, compare=False)
+
+    def differences(self, other: "PacketRow") -> list[str]:
+        """Names of the fields that make two rows unequal."""
+        return [
+            each.name for each in fields(self) if each.compare and getattr(self, each.name) != getattr(other, each.name)
+        ]
 
     @classmethod
     def of(cls, header: PacketHeader, size: int) -> "PacketRow":

@@ -1,0 +1,281 @@
+import json
+import os
+import struct
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from toy_packets import IDENTITY, SCOPE, raw, toy_packet
+from xxhash import xxh3_128_hexdigest
+
+from kvrag.errors import CorruptPacketError, StoreError
+from kvrag.packet import Identity, Packet, Recipe, Scope
+from kvrag.store import format
+from kvrag.store.format import read_header, read_packet, write_packet
+
+DTYPES = ["bfloat16", "float16", "float32", "float64"]
+LARGE = (4, 2, 8, 256, 160)  # 10 MiB in float32: huge pages and two threads
+
+
+def write(path, packet):
+    with open(path, "wb") as file:
+        write_packet(file.fileno(), packet)
+    return path
+
+
+def identity_with(**changes: str) -> Identity:
+    """Built anew: `model_copy` would take the cached digest along."""
+    return Identity(**IDENTITY.model_dump() | changes)
+
+
+def scope_of(dtype: str) -> Scope:
+    return Scope(identity_with(dtype=dtype), Recipe(ids_before=(1, 2), dropped=1), "tenant")
+
+
+@pytest.fixture
+def packet() -> Packet:
+    return toy_packet(7, scope=scope_of("bfloat16"))
+
+
+@pytest.fixture
+def path(tmp_path, packet):
+    return write(tmp_path / "packet", packet)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 2, 2, 5, 4), (1, 2, 1, 1, 1), LARGE])
+def test_a_packet_comes_back_bit_for_bit(tmp_path, dtype, shape):
+    packet = toy_packet(scope=scope_of(dtype), shape=shape)
+    found = read_packet(write(tmp_path / "packet", packet), key=packet.key)
+    assert (found.key, found.scope, found.offset) == (packet.key, packet.scope, 1)
+    assert found.kv.shape == packet.kv.shape
+    assert found.kv.dtype == packet.kv.dtype
+    assert found.kv.is_contiguous()
+    assert raw(found) == raw(packet)
+    assert found.token_ids.tolist() == packet.token_ids.tolist()
+    assert not found.token_ids.flags.writeable
+
+
+def test_views_and_tensors_with_gradient_are_written_by_value(tmp_path):
+    whole = torch.randn(5, 4, 2, 2, 3, requires_grad=True)
+    packet = toy_packet(shape=(3, 2, 2, 4, 5))
+    packet = Packet(packet.key, packet.scope, packet.token_ids, whole.permute(4, 2, 3, 1, 0))
+    found = read_packet(write(tmp_path / "packet", packet), key=packet.key)
+    assert torch.equal(found.kv, packet.kv)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_safetensors_library_reads_the_file(tmp_path, dtype):
+    packet = toy_packet(scope=scope_of(dtype))
+    path = write(tmp_path / "packet", packet)
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("kv").view(torch.uint8).equal(packet.kv.view(torch.uint8))
+        assert file.get_tensor("token_ids").tolist() == packet.token_ids.tolist()
+        header = json.loads(file.metadata()["kvrag"])
+    assert header["key"] == packet.key
+    assert header == json.loads(read_header(path).model_dump_json())
+
+
+@pytest.mark.parametrize("extra", [0, 1, 500, 1000, 5000])
+def test_data_starts_at_a_page_with_the_keys_and_values(tmp_path, extra):
+    packet = toy_packet(scope=Scope(IDENTITY, Recipe(), "n" * extra))
+    data = write(tmp_path / "packet", packet).read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    assert start % 4096 == 0
+    assert data[start:] == raw(packet) + packet.token_ids.astype("<i8").tobytes()
+
+
+def test_one_flipped_bit_anywhere_is_found(path, packet):
+    data = path.read_bytes()
+    padding = len(data[:4096].rstrip())
+    for place in [*range(padding), *range(padding, 4096, 97), *range(4096, len(data))]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptPacketError):
+            read_packet(path, key=packet.key)
+
+
+@pytest.mark.parametrize("place", [4096, 4096 + (5 << 20), -8])
+def test_one_flipped_bit_in_a_large_packet_is_found(tmp_path, place):
+    packet = toy_packet(shape=LARGE)
+    path = write(tmp_path / "packet", packet)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptPacketError):
+        read_packet(path, key=packet.key)
+
+
+def test_every_truncation_and_every_surplus_is_found(path, packet):
+    data = path.read_bytes()
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(CorruptPacketError):
+            read_packet(path, key=packet.key)
+    for surplus in (1, 8, 4096):
+        path.write_bytes(data + bytes(surplus))
+        with pytest.raises(CorruptPacketError):
+            read_header(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_found(path, packet, monkeypatch):
+    def shrink(fd, header, start):
+        os.truncate(path, 4200)
+        return read_layers(fd, header, start)
+
+    read_layers = format._read_layers
+    monkeypatch.setattr(format, "_read_layers", shrink)
+    with pytest.raises(CorruptPacketError, match="shorter"):
+        read_packet(path, key=packet.key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": identity_with(weights="others", dtype="bfloat16")},
+        {"recipe": Recipe()},
+        {"namespace": "another"},
+    ],
+    ids=["identity", "recipe", "namespace"],
+)
+def test_a_packet_of_another_scope_never_passes_even_under_a_forged_key(path, packet, change):
+    header = read_header(path).model_copy(update=change)
+    data = path.read_bytes()
+    path.write_bytes(format._preamble(header.model_dump_json(), header, len(packet.token_ids)) + data[4096:])
+    assert read_header(path).key == packet.key  # well formed in itself
+    with pytest.raises(CorruptPacketError, match="do not give its key"):
+        read_packet(path, key=packet.key)
+
+
+def test_another_packet_in_its_place_is_found(tmp_path, packet):
+    other = toy_packet(8, scope=packet.scope)
+    with pytest.raises(CorruptPacketError, match=f"expected packet {packet.key}, found {other.key}"):
+        read_packet(write(tmp_path / "packet", other), key=packet.key)
+
+
+def forged(length: int | None = None, text: bytes | None = None, data: bytes = bytes(400), **changes) -> bytes:
+    """A file whose outer header and packet header are what a forger wants, its checksum right."""
+    packet = toy_packet()
+    header = {
+        "key": packet.key,
+        "identity": IDENTITY.model_dump(),
+        "recipe": Recipe().model_dump(),
+        "namespace": "default",
+        "shape": [1, 2, 1, 5, 4],
+        "checksums": [xxh3_128_hexdigest(bytes(160))],
+        "created": 1.0,
+    } | changes.pop("header", {})
+    header_json = changes.pop("header_json", json.dumps(header, separators=(",", ":")))
+    entries = {
+        "__metadata__": {"kvrag": header_json, "kvrag.xxh3": xxh3_128_hexdigest(str(header_json).encode())},
+        "kv": {"dtype": "F32", "shape": [1, 2, 1, 5, 4], "data_offsets": [0, 160]},
+        "token_ids": {"dtype": "I64", "shape": [5], "data_offsets": [160, 200]},
+    } | changes
+    text = json.dumps(entries).encode() if text is None else text
+    padded = -(-(8 + len(text)) // 4096) * 4096 - 8
+    return (padded if length is None else length).to_bytes(8, "little") + text.ljust(padded) + data
+
+
+HOSTILE = {
+    "empty": b"",
+    "short": b"\x01",
+    "length beyond the file": forged(length=(1 << 20) - 8),
+    "length of 2**64 - 8": forged(length=(1 << 64) - 8),
+    "length beyond the cap": forged(text=b" " * (2 << 20)),
+    "length not aligned": forged(length=100),
+    "not JSON": forged(text=b"{"),
+    "not UTF-8": forged(text=b'{"\xff": 1}'),
+    "a list": forged(text=b"[]"),
+    "nested deeply": forged(text=b"[" * 500_000),
+    "nested deeply inside": forged(header_json="[" * 100_000),
+    "a number of a million digits": forged(text=b"1" * 1_000_000),
+    "metadata is no object": forged(__metadata__=[]),
+    "packet header is no string": forged(__metadata__={"kvrag": {}}),
+    "packet header with lone surrogates": forged(header_json='"\\ud800"'),
+    "packet header with unknown fields": forged(header={"pickle": "x"}),
+    "unknown dtype": forged(header={"identity": IDENTITY.model_dump() | {"dtype": "int8"}}),
+    "dtype is a torch function": forged(header={"identity": IDENTITY.model_dump() | {"dtype": "load"}}),
+    "huge shape": forged(header={"shape": [1, 2, 1 << 40, 1 << 40, 1 << 40]}),
+    "petabyte": forged(header={"shape": [1, 2, 1 << 20, 1 << 20, 128]}),
+    "negative shape": forged(header={"shape": [1, 2, -1, -5, 4]}),
+    "empty shape": forged(header={"shape": [1, 2, 0, 5, 4]}),
+    "three halves": forged(header={"shape": [1, 3, 1, 5, 4]}),
+    "too few checksums": forged(header={"checksums": []}),
+    "negative offsets": forged(kv={"dtype": "F32", "shape": [1, 2, 1, 5, 4], "data_offsets": [-160, 0]}),
+    "overlapping tensors": forged(token_ids={"dtype": "I64", "shape": [5], "data_offsets": [0, 40]}),
+    "a hole": forged(token_ids={"dtype": "I64", "shape": [5], "data_offsets": [168, 208]}, data=bytes(208)),
+    "a third tensor": forged(data=bytes(204), x={"dtype": "U8", "shape": [4], "data_offsets": [200, 204]}),
+    "other dtype outside": forged(kv={"dtype": "I32", "shape": [1, 2, 1, 5, 4], "data_offsets": [0, 160]}),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_corrupt_and_allocates_nothing(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(format, "_allocate", None)
+    path = tmp_path / "packet"
+    path.write_bytes(data)
+    for read in (read_header, lambda path: read_packet(path, key=toy_packet().key)):
+        with pytest.raises(CorruptPacketError, match=str(path)):
+            read(path)
+
+
+def test_the_forgery_of_these_tests_passes_when_nothing_is_forged(tmp_path):
+    path = tmp_path / "packet"
+    path.write_bytes(forged(data=bytes(160) + toy_packet().token_ids.tobytes()))
+    assert read_packet(path, key=toy_packet().key).kv.eq(0).all()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = st.sampled_from(["key", "identity", "recipe", "namespace", "shape", "checksums", "created"])
+ENTRIES = st.sampled_from(["__metadata__", "kv", "token_ids", "x"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=300)
+    | st.builds(lambda text: forged(text=text), st.binary(max_size=300))
+    | st.builds(lambda value: forged(text=json.dumps(value).encode()), JSON)
+    | st.builds(lambda entry, value: forged(**{entry: value}), ENTRIES, JSON)
+    | st.builds(lambda field, value: forged(header={field: value}), FIELDS, JSON)
+    | st.builds(lambda shape: forged(header={"shape": shape}), st.lists(st.integers(), min_size=5, max_size=5))
+)
+def test_no_bytes_whatsoever_do_worse_than_being_corrupt(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "hostile"
+    path.write_bytes(data)
+    with pytest.raises(CorruptPacketError):
+        read_packet(path, key=toy_packet().key)
+
+
+def without(packet: Packet, **changes) -> Packet:
+    return Packet(
+        **{"key": packet.key, "scope": packet.scope, "token_ids": packet.token_ids, "kv": packet.kv} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv": torch.zeros(1, 2, 1, 5, 4, dtype=torch.float16)}, "float16, the identity says float32"),
+        ({"kv": torch.zeros(2, 1, 5, 4)}, r"shape \[L, 2, H, T, D\]"),
+        ({"kv": torch.zeros(1, 3, 1, 5, 4)}, r"shape \[L, 2, H, T, D\]"),
+        ({"kv": torch.zeros(1, 2, 1, 0, 4)}, r"shape \[L, 2, H, T, D\]"),
+        ({"key": "0" * 64}, "use Scope.key"),
+        ({"scope": Scope(IDENTITY, Recipe(), "another")}, "use Scope.key"),
+    ],
+)
+def test_a_packet_that_contradicts_itself_is_not_written(tmp_path, changes, message):
+    with pytest.raises(StoreError, match=message):
+        write(tmp_path / "packet", without(toy_packet(), **changes))
+
+
+@pytest.mark.parametrize(("namespace", "message"), [("\ud800", "Unicode"), ("n" * (1 << 20), "at most 1048576")])
+def test_a_header_that_cannot_be_read_back_is_not_written(tmp_path, namespace, message):
+    with pytest.raises(StoreError, match=message):
+        write(tmp_path / "packet", toy_packet(scope=Scope(SCOPE.identity, SCOPE.recipe, namespace)))

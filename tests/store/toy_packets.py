@@ -1,0 +1,81 @@
+"""Small packets, and what the processes of the store's tests do with them."""
+
+import os
+import time
+
+import numpy as np
+import torch
+
+from kvrag.packet import Identity, Packet, Recipe, Scope
+from kvrag.store import PacketStore, disk, format, index
+
+IDENTITY = Identity(config="config", weights="weights", tokenizer="tokenizer", rope="rope", dtype="float32")
+SCOPE = Scope(IDENTITY, Recipe())
+
+
+def toy_packet(seed: int = 0, *, scope: Scope = SCOPE, shape: tuple[int, ...] = (3, 2, 2, 5, 4)) -> Packet:
+    """A packet of random bytes, NaNs and infinities among them."""
+    generator = np.random.default_rng(seed)
+    dtype = getattr(torch, scope.identity.dtype)
+    kv = torch.frombuffer(bytearray(generator.bytes(int(np.prod(shape)) * dtype.itemsize)), dtype=dtype).view(shape)
+    ids = np.arange(seed, seed + shape[3])
+    return Packet(scope.key(ids), scope, ids, kv)
+
+
+def toy_text(seed: int) -> str:
+    return f"Chunk number {seed:06d} of a corpus that nobody has read so far."
+
+
+def raw(packet: Packet) -> bytes:
+    return packet.kv.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def put_many(root, seeds, acknowledged) -> None:
+    """Put packets one after another and say which ones are safe."""
+    with PacketStore(root) as store:
+        for seed in seeds:
+            store.put(toy_packet(seed), [toy_text(seed)])
+            acknowledged.send(seed)
+
+
+def put_and_stop(root, seed, point, reached) -> None:
+    """Put a packet, but stop for good at a point in the middle."""
+
+    def stop(*_arguments):
+        reached.send(point)
+        time.sleep(600)
+
+    write = os.write
+    if point == "temporary file begun":
+        format.os.write = lambda fd, data: write(fd, data[:100]) and stop()
+    elif point == "temporary file written":
+        disk.os.replace = stop
+    elif point == "renamed":
+        PacketStore.__init__.__globals__["Index"].add = stop
+    elif point == "in the transaction":
+        index._add_texts = stop
+    with PacketStore(root) as store:
+        store.put(toy_packet(seed), [toy_text(seed)])
+
+
+def open_as_somebody_else(root, answer) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    try:
+        PacketStore(root)
+    except Exception as error:
+        answer.send((type(error).__name__, str(error)))
+    else:
+        answer.send(None)
+
+
+def use_after_fork(root, answer) -> None:
+    """Use one store in a process and in its fork, by turns."""
+    with PacketStore(root) as store:
+        store.put(toy_packet(0), [toy_text(0)])
+        if os.fork() == 0:
+            store.put(toy_packet(1), [toy_text(1)])
+            os._exit(0)
+        _, status = os.wait()
+        store.put(toy_packet(2), [toy_text(2)])
+        answer.send((status, len(store.matcher(SCOPE)), [problem.kind for problem in store.verify()]))
