@@ -1,53 +1,27 @@
 """Finds the texts of known chunks inside a prompt: a million of them in a few milliseconds.
 
-A text is known by its `Fingerprint`. Hashes are polynomial over code points modulo 2**64, so with one array of prefix
-sums the hash of any span of the prompt costs two additions and a multiplication (the odd base has an inverse). Every
-window of `HEAD_CHARS` characters is looked up first; where a window is the head of known texts, all their lengths are
-tried at once. Hashes only propose: one sha256 per proposal decides, so a collision costs time and never a wrong match.
+Every window of `HEAD_CHARS` characters of the prompt is looked up; where a window is the head of known texts, all
+their lengths are tried at once. Hashes only propose: one sha256 per proposal decides, so a collision costs time and
+never makes a wrong match.
 """
 
-import hashlib
-from bisect import bisect_left
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
+
+from kvrag.fingerprints import HEAD_CHARS, Fingerprint, Spans, digest, fingerprint, scramble
 
 __all__ = ["HEAD_CHARS", "Fingerprint", "Match", "TextMatcher", "fingerprint"]
 
 V = TypeVar("V")
 
-HEAD_CHARS = 32
-"""Length of a head in characters; shorter texts have no fingerprint."""
-
-# Indexes store these hashes: a change of a constant makes every stored fingerprint worthless.
-_BASE = 0xD1342543DE82EF95
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_LENGTH_MIX = np.uint64(0xBF58476D1CE4E5B9)
-_HALF = np.uint64(32)
-_LOW = np.uint64(0xFFFFFFFF)
-
-_SPANS_AT_ONCE = 1 << 18  # bounds the memory of one round of `find`: about 10 MB
-_RUN_RATIO = 4
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a matcher and an index need to know of a text.
-
-    Attributes:
-        head: 64-bit hash of the first `HEAD_CHARS` characters.
-        hash: 64-bit hash of the whole text.
-        length: characters (code points).
-        digest: sha256 of the text in UTF-8, lone surrogates passed through.
-    """
-
-    head: int
-    hash: int
-    length: int
-    digest: bytes
+_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_TRIALS_AT_ONCE = 1 << 16  # bounds the memory of a search, and fits into a core's cache
+_TRIALS_IN_ALL = 1 << 25  # bounds its time to about a second
 
 
 @dataclass(frozen=True)
@@ -57,15 +31,6 @@ class Match(Generic[V]):
     start: int
     end: int
     value: V
-
-
-def fingerprint(text: str) -> Fingerprint | None:
-    """The fingerprint of `text.strip()`, or None when that is shorter than `HEAD_CHARS` characters."""
-    text = text.strip()
-    if len(text) < HEAD_CHARS:
-        return None
-    sums = _Spans(text).sums
-    return Fingerprint(int(sums[HEAD_CHARS]), int(sums[-1]), len(text), _digest(text))
 
 
 class TextMatcher:
@@ -91,12 +56,14 @@ class TextMatcher:
             hashes: `[N]` uint64, `Fingerprint.hash`.
             lengths: `[N]` int64, `Fingerprint.length`, below 2**32.
         """
-        lengths = lengths.astype(np.uint64)
-        run = _Run(heads, lengths, _keys(hashes, lengths))
+        if not len(heads):
+            return
+        lengths = np.ascontiguousarray(lengths, np.int64)
+        run = _Run(heads, lengths.view(np.uint64), _keys(hashes, lengths))
         self._texts += int(np.count_nonzero(~_known(self._runs, run.keys)))
         runs = [*self._runs, run]
         # Sizes grow geometrically, so there are few runs and every text is merged a few times only.
-        while len(runs) > 1 and len(runs[-2].keys) <= _RUN_RATIO * len(runs[-1].keys):
+        while len(runs) > 1 and len(runs[-2].keys) <= 4 * len(runs[-1].keys):
             runs[-2:] = [runs[-2].merged(runs[-1])]
         fresh = [run]
         if not self._filter.has_room(run.entries):
@@ -109,6 +76,9 @@ class TextMatcher:
     def find(self, text: str, confirm: Callable[[bytes], V | None]) -> list[Match[V]]:
         """The known texts in a prompt: the longest first, then the leftmost, none overlapping another.
 
+        A prompt that repeats one head tens of thousands of times (100,000 times the letter a) is searched for the
+        longest texts only, within about a second: what was not found is merely computed.
+
         Args:
             text: the prompt.
             confirm: given the sha256 of a proposed span, returns what is known under it, or None to reject the span.
@@ -118,40 +88,19 @@ class TextMatcher:
         """
         if len(text) < HEAD_CHARS or not self._runs:
             return []
-        spans = _Spans(text)
-        known, runs = self._filter, self._runs
-        chosen = _Selection(spans, confirm)
-        hits = _Hits.search(spans, known, runs)
-        while len(hits.row_lengths):
-            starts, lengths = hits.next_candidates()
-            fits = starts + lengths <= len(text)
-            starts, lengths = starts[fits], lengths[fits]
-            keys = spans.keys(starts, lengths)
-            maybe = np.flatnonzero(known.mask(keys))
-            sure = maybe[_known(runs, keys[maybe])]
-            if chosen.extend(starts[sure], lengths[sure]):
-                hits.keep(chosen.free(hits.starts, HEAD_CHARS))
-        return [Match(start, end, value) for start, end, value in zip(chosen.starts, chosen.ends, chosen.values)]
-
-
-class _Spans:
-    """Hashes of all spans of a text, from prefix sums of `code point * base**position`."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-        powers, self.inverses = _powers(max(12, len(codes).bit_length()))
-        self.sums = np.zeros(len(codes) + 1, np.uint64)
-        np.cumsum(_scramble(codes) * powers[: len(codes)], out=self.sums[1:])
-
-    def heads(self) -> np.ndarray:
-        """`[N - HEAD_CHARS + 1]` hashes of all windows of `HEAD_CHARS` characters."""
-        return (self.sums[HEAD_CHARS:] - self.sums[:-HEAD_CHARS]) * self.inverses[: len(self.sums) - HEAD_CHARS]
-
-    def keys(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """`[M]` keys of the spans at `starts` [M] of `lengths` [M]."""
-        hashes = (self.sums[starts + lengths] - self.sums[starts]) * self.inverses[starts]
-        return _keys(hashes, lengths.astype(np.uint64))
+        spans, runs, possible = Spans(text), self._runs, self._filter
+        trials = _Trials(spans, runs, possible)
+        selection = _Selection(spans, confirm)
+        tried = 0
+        while trials.remain and tried < _TRIALS_IN_ALL:
+            starts, lengths = trials.next()
+            tried += len(starts)
+            keys = _keys(spans.hashes(starts, lengths), lengths)
+            proposed = possible.search(keys)
+            proposed = proposed[_known(runs, keys[proposed])]
+            if selection.extend(starts[proposed], lengths[proposed]):
+                trials.keep(selection.free(trials.starts, HEAD_CHARS))
+        return selection.matches
 
 
 class _Run:
@@ -165,167 +114,160 @@ class _Run:
 
     def __init__(self, heads: np.ndarray, lengths: np.ndarray, keys: np.ndarray) -> None:
         self.heads, index = np.unique(heads, return_inverse=True)
-        self.rows = np.unique((index.astype(np.uint64) << _HALF) | lengths)
-        self.keys = np.unique(keys)
+        self.rows = _distinct((index.astype(np.uint64) << _HALF) | lengths)
+        self.keys = _distinct(keys)
 
     @property
     def entries(self) -> int:
         return len(self.heads) + len(self.keys)
 
     def merged(self, other: "_Run") -> "_Run":
-        heads = [run.heads[run.rows >> _HALF] for run in (self, other)]
-        rows = np.concatenate([self.rows, other.rows])
-        return _Run(np.concatenate(heads), rows & _LOW, np.concatenate([self.keys, other.keys]))
+        heads = np.concatenate([run.heads[run.rows >> _HALF] for run in (self, other)])
+        lengths = np.concatenate([self.rows, other.rows]) & _LOW
+        return _Run(heads, lengths, np.concatenate([self.keys, other.keys]))
 
-    def lengths_of(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The lengths under the heads numbered `groups` [G], one after another, and how many each has [G]."""
-        bounds = groups.astype(np.uint64) << _HALF
-        first = np.searchsorted(self.rows, bounds)
-        counts = np.searchsorted(self.rows, bounds | _LOW) - first
-        return (self.rows[_ranges(first, counts)] & _LOW).astype(np.int64), counts
+    def lengths(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The lengths under the heads at `indices` [G], one after another, and how many each head has [G]."""
+        bounds = indices.astype(np.uint64) << _HALF
+        first, last = np.searchsorted(self.rows, bounds), np.searchsorted(self.rows, bounds | _LOW)
+        return (self.rows[_ranges(first, last)] & _LOW).astype(np.int64), last - first
 
 
 class _Filter:
-    """One bit per 64-bit value at a place its hash chooses: most values never added are told apart by one look."""
+    """Tells nearly all values that were never added, by two bits at places that the value itself names."""
 
     def __init__(self, entries: int) -> None:
-        size = max(16, (64 * entries).bit_length())  # 64 to 128 bits an entry, until it is full at 32
+        size = max(13, (4 * entries).bit_length())  # 32 to 64 bits an entry, and no fewer than 16 later
+        self._bits = np.zeros(1 << size, np.uint8)
         self._shift = np.uint64(64 - size)
-        self._bits = np.zeros(1 << (size - 3), np.uint8)
-        self._room = (1 << size) // 32
+        self._room = (1 << size) // 2
 
     def has_room(self, entries: int) -> bool:
         return entries <= self._room
 
     def add(self, values: np.ndarray) -> None:
-        places = (values * _MIX) >> self._shift
-        np.bitwise_or.at(self._bits, (places >> np.uint64(3)).view(np.int64), _bit(places))
+        for places in (values, scramble(values)):
+            bits = np.left_shift(np.uint8(1), places.astype(np.uint8) & 7)
+            np.bitwise_or.at(self._bits, (places >> self._shift).view(np.int64), bits)
         self._room -= len(values)
 
-    def mask(self, values: np.ndarray) -> np.ndarray:
-        """`[M]` bool: False where `values` [M] were certainly never added."""
-        places = (values * _MIX) >> self._shift
-        return (self._bits[(places >> np.uint64(3)).view(np.int64)] & _bit(places)) != 0
+    def search(self, values: np.ndarray) -> np.ndarray:
+        """`[K]` indices of those `values` [M] that may have been added."""
+        found = np.flatnonzero(self._look(values))
+        return found[self._look(scramble(values[found]))]
+
+    def _look(self, places: np.ndarray) -> np.ndarray:
+        bits = self._bits[(places >> self._shift).view(np.int64)]
+        bits >>= places.astype(np.uint8) & 7
+        bits &= 1
+        return bits.view(bool)
 
 
-class _Hits:
-    """Places of the prompt where heads of known texts stand, and the lengths to try there, longest first.
+class _Trials:
+    """The spans of a prompt that may be known texts, the longest first: where a head stands, all its lengths.
 
     Attributes:
-        starts: `[M]` places, grouped by head.
-        row_lengths: `[R]` lengths still to try, descending; each is tried at all places of its row's head.
+        starts: `[M]` places of heads, those of one head side by side.
+        rows: `[3, R]` what is left to try: a length, and the range of `starts` to try it at.
     """
 
-    def __init__(self, starts: np.ndarray, groups: np.ndarray, row_lengths: np.ndarray, row_groups: np.ndarray):
-        order = np.argsort(-row_lengths, kind="stable")
-        self.starts, self._groups = starts, groups
-        self.row_lengths, self._row_groups = row_lengths[order], row_groups[order]
-
-    @classmethod
-    def search(cls, spans: _Spans, known: _Filter, runs: "tuple[_Run, ...]") -> "_Hits":
+    def __init__(self, spans: Spans, runs: tuple[_Run, ...], possible: _Filter) -> None:
+        self._end = len(spans.text)
         heads = spans.heads()
-        maybe = np.flatnonzero(known.mask(heads))
-        heads = heads[maybe]
-        columns, groups_before = [], 0
+        starts = possible.search(heads)
+        self.starts = starts[np.argsort(heads[starts], kind="stable")]
+        heads, first, counts = np.unique(heads[self.starts], return_index=True, return_counts=True)
+        parts = []
         for run in runs:
-            index = np.searchsorted(run.heads, heads)
-            found = np.flatnonzero(run.heads[np.minimum(index, len(run.heads) - 1)] == heads)
-            groups, group_of = np.unique(index[found], return_inverse=True)
-            order = np.argsort(group_of, kind="stable")
-            lengths, counts = run.lengths_of(groups)
-            row_groups = np.repeat(np.arange(len(groups)), counts)
-            columns.append((maybe[found[order]], group_of[order] + groups_before, lengths, row_groups + groups_before))
-            groups_before += len(groups)
-        return cls(*(np.concatenate(column) for column in zip(*columns)))
+            found, indices = _lookup(run.heads, heads)
+            lengths, number = run.lengths(indices)
+            ranges = np.stack([first[found], first[found] + counts[found]])
+            parts.append(np.vstack([lengths, np.repeat(ranges, number, axis=1)]))
+        rows = np.concatenate(parts, axis=1)
+        self.rows = rows[:, np.argsort(-rows[0], kind="stable")]
 
-    def next_candidates(self) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and lengths of the next spans to test; takes their rows off the list."""
-        first = np.searchsorted(self._groups, self._row_groups)
-        counts = np.searchsorted(self._groups, self._row_groups, side="right") - first
-        rows = max(1, int(np.searchsorted(np.cumsum(counts), _SPANS_AT_ONCE, side="right")))
-        lengths = np.repeat(self.row_lengths[:rows], counts[:rows])
-        starts = self.starts[_ranges(first[:rows], counts[:rows])]
-        self.row_lengths, self._row_groups = self.row_lengths[rows:], self._row_groups[rows:]
-        return starts, lengths
+    @property
+    def remain(self) -> bool:
+        return self.rows.shape[1] > 0
+
+    def next(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts [M] and lengths [M] of the next spans; takes their rows off."""
+        lengths, first, last = self.rows[:, :_TRIALS_AT_ONCE]
+        size = max(1, int(np.searchsorted(np.cumsum(last - first), _TRIALS_AT_ONCE, side="right")))
+        self.rows = self.rows[:, size:]
+        lengths = np.repeat(lengths[:size], (last - first)[:size])
+        starts = self.starts[_ranges(first[:size], last[:size])]
+        fits = starts + lengths <= self._end
+        return starts[fits], lengths[fits]
 
     def keep(self, mask: np.ndarray) -> None:
-        self.starts, self._groups = self.starts[mask], self._groups[mask]
+        """Keeps only the starts where `mask` [M] is true."""
+        kept = np.concatenate([[0], np.cumsum(mask)])
+        self.starts = self.starts[mask]
+        self.rows[1:] = kept[self.rows[1:]]
+        self.rows = self.rows[:, self.rows[1] < self.rows[2]]
 
 
 class _Selection(Generic[V]):
     """The matches chosen so far, sorted; grows by proposals that come longest first."""
 
-    def __init__(self, spans: _Spans, confirm: Callable[[bytes], V | None]) -> None:
+    def __init__(self, spans: Spans, confirm: Callable[[bytes], V | None]) -> None:
         self._spans, self._confirm = spans, confirm
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-        self.values: list[V] = []
+        self.matches: list[Match[V]] = []
 
     def free(self, starts: np.ndarray, length: int) -> np.ndarray:
         """`[M]` bool: whether `[start, start + length)` touches no match."""
-        before = np.searchsorted(self.starts, starts + length)  # matches that begin left of the span's end
-        return np.concatenate([[0], self.ends])[before] <= starts
+        before = np.searchsorted([match.start for match in self.matches], starts + length)
+        return np.array([0, *(match.end for match in self.matches)])[before] <= starts
 
     def extend(self, starts: np.ndarray, lengths: np.ndarray) -> bool:
-        """Decides on the spans at `starts` [M] of `lengths` [M]; returns whether any was chosen."""
-        chosen = len(self.starts)
-        for length in np.unique(lengths)[::-1].tolist():
-            self._extend(np.unique(starts[lengths == length]), length)
-        return len(self.starts) > chosen
+        """Decides on the spans at `starts` [M] of `lengths` [M], descending; returns whether any was chosen."""
+        chosen = len(self.matches)
+        bounds = [0, *(np.flatnonzero(np.diff(lengths)) + 1), len(lengths)]
+        for first, last in pairwise(bounds if len(lengths) else []):
+            self._extend(np.sort(starts[first:last]), int(lengths[first]))
+        return len(self.matches) > chosen
 
     def _extend(self, starts: np.ndarray, length: int) -> None:
         starts = starts[self.free(starts, length)]
         while len(starts):
             start = int(starts[0])
-            value = self._confirm(_digest(self._spans.text[start : start + length]))
-            if value is None:  # so will be the same text elsewhere
-                keys = self._spans.keys(starts, np.full_like(starts, length))
-                starts = starts[keys != keys[0]]
-                continue
-            place = bisect_left(self.starts, start)
-            self.starts.insert(place, start)
-            self.ends.insert(place, start + length)
-            self.values.insert(place, value)
-            starts = starts[np.searchsorted(starts, start + length) :]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-@lru_cache(maxsize=None)
-def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of the base and of its inverse, `2**bits` of each."""
-    powers = []
-    for base in (_BASE, pow(_BASE, -1, 1 << 64)):
-        factors = np.full(1 << bits, base, np.uint64)
-        factors[0] = 1
-        powers.append(np.multiply.accumulate(factors))
-    return powers[0], powers[1]
-
-
-def _scramble(values: np.ndarray) -> np.ndarray:
-    values = values * _MIX
-    return values ^ (values >> _HALF)
+            value = self._confirm(digest(self._spans.text[start : start + length]))
+            if value is None:  # and so it would be for the same text elsewhere
+                hashes = self._spans.hashes(starts, np.full_like(starts, length))
+                starts = starts[hashes != hashes[0]]
+            else:
+                insort(self.matches, Match(start, start + length, value), key=lambda match: match.start)
+                starts = starts[np.searchsorted(starts, start + length) :]
 
 
 def _keys(hashes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return _scramble(hashes ^ (lengths * _LENGTH_MIX))
+    """`[M]` what texts of these `hashes` [M] uint64 and `lengths` [M] int64 are looked up by."""
+    return scramble(hashes ^ lengths.view(np.uint64))
 
 
-def _bit(places: np.ndarray) -> np.ndarray:
-    return np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8))
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """Sorted, without duplicates (`np.unique` hashes integers, which takes 70 times as long)."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])]
+
+
+def _lookup(table: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which `values` stand in the sorted `table`, and where in it."""
+    places = np.minimum(np.searchsorted(table, values), len(table) - 1)
+    found = np.flatnonzero(table[places] == values)
+    return found, places[found]
 
 
 def _known(runs: tuple[_Run, ...], keys: np.ndarray) -> np.ndarray:
-    """`[M]` bool: which `keys` [M] are keys of texts in any of the runs."""
+    """`[M]` bool: which `keys` [M] are those of texts in any of the runs."""
     known = np.zeros(len(keys), bool)
     for run in runs:
-        index = np.minimum(np.searchsorted(run.keys, keys), len(run.keys) - 1)
-        known |= run.keys[index] == keys
+        known[_lookup(run.keys, keys)[0]] = True
     return known
 
 
-def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`first[0], first[0] + 1, ...`: `counts[i]` numbers from each `first[i]` on, in one array."""
-    return np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """The numbers from `first[0]` to below `last[0]`, then from `first[1]` on, and so forth, in one array."""
+    ends = np.cumsum(last - first)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(last - ends, last - first)
