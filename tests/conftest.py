@@ -76,7 +76,7 @@ TINY = {
 def build_model(config, dtype: torch.dtype = torch.float32, seed: int = 0):
     """A random model of this configuration."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 @pytest.fixture

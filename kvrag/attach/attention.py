@@ -19,7 +19,17 @@ __all__ = ["PASS_KWARG", "AttentionPass", "attend"]
 
 PASS_KWARG = "kvrag_pass"
 
-_HARMLESS = frozenset({"dropout", "is_causal", "output_attentions", "output_hidden_states", "position_ids", "use_cache"})
+_HARMLESS = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
+)
 
 
 class AttentionPass:

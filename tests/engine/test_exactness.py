@@ -1,0 +1,235 @@
+"""What is exact, measured: attaching equals computing wherever the two mean the same."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from kvrag.adapter import Adapter, AdapterHeader
+from kvrag.attach import ComputedStates, Extent
+from kvrag.builder import encode_batch, tokenize_chunk
+from kvrag.model import Rows
+from kvrag.packet import digest_fields
+from kvrag.plan import plan_lane
+from kvrag.strategies import FullRecompute, KVPacket, NoRecompute
+
+from ..conftest import CHUNKS
+
+HEAD, GAP, TAIL = "Read this first.\n", "\n\n", "\nQuestion: when was it lit? Answer:"
+
+
+def prompt_of(chunks, head=HEAD, tail=TAIL):
+    return head + GAP.join(chunks) + tail
+
+
+def first_logits(engine, prompt, strategy=None):
+    """Logits of the row the first token is sampled from, over no states of earlier prompts."""
+    prepared = engine.prepare(prompt, strategy=strategy)
+    plan = plan_lane(engine.model, prepared, ComputedStates(1 << 20), 8)
+    return engine.model.forward([plan.rows])[0], plan
+
+
+def plain_logits(model, ids, positions, mask=None, embeds=None):
+    """transformers' own forward with a boolean mask [S, S]."""
+    n = len(positions)
+    mask = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
+    additive = torch.zeros(n, n, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)[None, None]
+    inputs = {"input_ids": torch.tensor([ids])} if embeds is None else {"inputs_embeds": embeds[None]}
+    with torch.no_grad():
+        return model._model(**inputs, position_ids=torch.tensor([list(positions)]), attention_mask=additive).logits[0]
+
+
+def close(a, b, dtype=torch.float64):
+    """Float64 leaves only what transformers' float32 angles cost; a wrong mask or position costs a thousand times more."""
+    scale = b.abs().max()
+    tolerance = {torch.float64: 1e-4, torch.float32: 1e-4}[dtype]
+    assert (a - b).abs().max() / scale < tolerance
+
+
+@pytest.fixture
+def exact(new_engine):
+    return new_engine(dtype=torch.float64)
+
+
+def test_one_packet_at_position_zero_equals_full_recompute(exact):
+    prompt = CHUNKS[0] + TAIL
+    exact.build([CHUNKS[0]])
+    attached, plan = first_logits(exact, prompt)
+    full, _ = first_logits(exact, prompt, FullRecompute(segmented=True))
+    assert plan.cached == len(exact.model.tokenizer.encode(CHUNKS[0]))
+    torch.testing.assert_close(attached, full, rtol=1e-9, atol=1e-9)
+
+
+def test_full_recompute_equals_the_models_own_forward(exact):
+    prompt = prompt_of(CHUNKS[:3])
+    full, plan = first_logits(exact, prompt, "full-recompute")
+    ids = exact.model.tokenizer.encode(prompt)
+    assert plan.cached == 0
+    torch.testing.assert_close(full, plain_logits(exact.model, ids, range(len(ids)))[-1], rtol=1e-9, atol=1e-9)
+
+
+def block_mask(prepared):
+    """Packets see themselves; computed rows see everything before them."""
+    n = prepared.tokens
+    mask = torch.ones(n, n, dtype=torch.bool).tril()
+    at = 0
+    for segment in prepared.segments:
+        end = at + prepared.length(segment)
+        if hasattr(segment, "key"):
+            mask[at:end, :at] = False
+        at = end
+    return mask
+
+
+def test_attaching_equals_one_pass_under_a_block_diagonal_mask(exact):
+    exact.build(CHUNKS)
+    prompt = prompt_of(CHUNKS)
+    attached, plan = first_logits(exact, prompt)
+    prepared = exact.prepare(prompt)
+    ids = prepared.token_ids
+    assert plan.cached > len(ids) / 2
+    close(attached, plain_logits(exact.model, ids, range(len(ids)), block_mask(prepared))[-1])
+
+
+def test_zero_copy_equals_copy_and_rerotate(exact):
+    exact.build(CHUNKS)
+    prompt = prompt_of(CHUNKS, head="")
+    attached, _ = first_logits(exact, prompt)
+    prepared = exact.prepare(prompt)
+    model, cache = exact.model, DynamicCache()
+    rows, positions = [], []
+    for segment, start in zip(prepared.segments, prepared.starts, strict=True):
+        if not hasattr(segment, "key"):  # separators between packets are seen by nobody but the question: put them there
+            rows += segment.ids
+            positions += range(start, start + len(segment.ids))
+            continue
+        packet = prepared.packets[segment.key]
+        cos, sin = (t.double().repeat(1, 2) for t in model.rope.angles([start]))
+        for layer in range(model.geometry.layers):
+            key = packet.kv[layer, 0]
+            lo, hi = key.chunk(2, -1)
+            cache.update((key * cos + torch.cat([-hi, lo], -1) * sin)[None], packet.kv[layer, 1][None], layer)
+    held = cache.get_seq_length()
+    key_positions = [p for s, start in zip(prepared.segments, prepared.starts, strict=True) if hasattr(s, "key") for p in range(start, start + prepared.length(s))]
+    seen = torch.tensor([[k <= p for k in [*key_positions, *positions]] for p in positions])
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)[None, None]
+    with torch.no_grad():
+        copied = model._model(
+            torch.tensor([rows]), past_key_values=cache, position_ids=torch.tensor([positions]), attention_mask=mask
+        ).logits[0, -1]
+    assert held == sum(p.tokens for p in prepared.packets.values())
+    close(attached, copied)
+
+
+def test_kv_packet_without_adapter_equals_no_recompute(exact):
+    exact.build(CHUNKS)
+    prompt = prompt_of(CHUNKS)
+    untrained, _ = first_logits(exact, prompt, KVPacket())
+    plain, _ = first_logits(exact, prompt, NoRecompute())
+    assert torch.equal(untrained, plain)
+
+
+def test_an_adapter_of_zero_length_equals_no_recompute(new_engine):
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter_for(new_engine, 0, 0))
+    engine.build(CHUNKS)
+    empty, plan = first_logits(engine, prompt_of(CHUNKS))
+    plain, _ = first_logits(engine, prompt_of(CHUNKS), "no-recompute")
+    assert plan.cached > 0
+    assert torch.equal(empty, plain)
+
+
+def adapter_for(new_engine, header, trailer):
+    """Random soft tokens for the fixtures' float64 model."""
+    identity = new_engine(dtype=torch.float64).model.identity
+    torch.manual_seed(5)
+    tensors = {"header": torch.randn(header, 64) * 0.2, "trailer": torch.randn(trailer, 64) * 0.2}
+    return Adapter(AdapterHeader(weights=identity.weights, config=identity.config), tensors)
+
+
+def test_soft_tokens_around_every_chunk_equal_one_block_diagonal_pass(new_engine):
+    """The student of KV Packet's training, header and trailer rows counted as positions."""
+    adapter = adapter_for(new_engine, 3, 2)
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter)
+    engine.build(CHUNKS)
+    prompt = prompt_of(CHUNKS)
+    attached, _ = first_logits(engine, prompt)
+    prepared = engine.prepare(prompt)
+    embed = engine.model._model.get_input_embeddings()
+    pieces = []
+    for segment in prepared.segments:
+        piece = embed(torch.tensor(segment.ids))
+        if hasattr(segment, "key"):
+            assert prepared.length(segment) == len(segment.ids) + 5
+            piece = torch.cat([adapter.soft("header").double(), piece, adapter.soft("trailer").double()])
+        pieces.append(piece)
+    embeds = torch.cat(pieces).detach()
+    wanted = plain_logits(engine.model, None, range(len(embeds)), block_mask(prepared), embeds)[-1]
+    close(attached, wanted)
+    without, _ = first_logits(engine, prompt, "no-recompute")
+    assert (without - attached).abs().max() > 1e-2  # the soft tokens do something
+
+
+def test_chunks_built_in_one_pass_equal_chunks_built_alone(exact):
+    scope = exact.scope()
+    chunks = [tokenize_chunk(exact.model, scope, text) for text in CHUNKS]
+    together = encode_batch(exact.model, None, scope, chunks)
+    for chunk, packet in zip(chunks, together, strict=True):
+        (alone,) = encode_batch(exact.model, None, scope, [chunk])
+        assert packet.key == alone.key
+        torch.testing.assert_close(packet.kv, alone.kv, rtol=1e-9, atol=1e-9)
+        assert packet.kv.is_contiguous()
+
+
+def test_states_of_earlier_prompts_change_nothing(exact):
+    """Text before the first packet, a repeated prompt and a next turn come from states, and give the same logits."""
+    exact.build(CHUNKS)
+    model, states = exact.model, ComputedStates(1 << 24)
+    from kvrag.plan import remember
+
+    first = exact.prepare(prompt_of(CHUNKS[:3]))
+    plan = plan_lane(model, first, states, 8)
+    model.forward([plan.rows])
+    remember(plan, states, [])
+    for text, at_least in (
+        (prompt_of(CHUNKS[:3]), 0.9),
+        (prompt_of(CHUNKS[3:]), 0.05),
+        (prompt_of(CHUNKS[:3]) + " In 1788.\nWho lit it?", 0.5),
+        (prompt_of(CHUNKS[:2]) + TAIL, 0.1),
+    ):
+        prepared = exact.prepare(text)
+        warm = plan_lane(model, prepared, states, 8)
+        cold = plan_lane(model, prepared, ComputedStates(1 << 24), 8)
+        reused = len(cold.rows.ids) - len(warm.rows.ids)
+        assert reused >= at_least * len(cold.rows.ids)
+        assert reused > 0
+        got, want = model.forward([warm.rows])[0], model.forward([cold.rows])[0]
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_decoding_continues_as_full_recompute_would(exact):
+    """Token by token over an attached packet equals recomputing the prompt with the answer so far."""
+    exact.build([CHUNKS[0]])
+    prompt = CHUNKS[0] + TAIL
+    prepared = exact.prepare(prompt)
+    plan = plan_lane(exact.model, prepared, ComputedStates(1 << 20), 1)
+    logits = exact.model.forward([plan.rows])[0]
+    ids = list(prepared.token_ids)
+    for _ in range(70):  # more than the lane has room for: it grows
+        token = int(logits.argmax())
+        ids.append(token)
+        logits = exact.model.forward([Rows(plan.lane, [token], [len(ids) - 1])])[0]
+    torch.testing.assert_close(logits, plain_logits(exact.model, ids, range(len(ids)))[-1], rtol=1e-7, atol=1e-7)
+
+
+def test_packets_are_not_modified_by_use(exact):
+    exact.build(CHUNKS)
+    prepared = exact.prepare(prompt_of(CHUNKS))
+    before = {key: digest_fields(packet.kv.numpy().tobytes()) for key, packet in prepared.packets.items()}
+    exact.generate(prompt_of(CHUNKS), max_new_tokens=5)
+    assert before == {key: digest_fields(packet.kv.numpy().tobytes()) for key, packet in prepared.packets.items()}
+
+
+def test_an_extent_placed_at_its_own_position_needs_no_turn(exact):
+    scope = exact.scope()
+    (packet,) = encode_batch(exact.model, None, scope, [tokenize_chunk(exact.model, scope, CHUNKS[0])])
+    assert Extent.of_packet(packet, 0, 0, exact.model.device).turn == 0
+    assert Extent.of_packet(packet, 17, 0, exact.model.device).turn == 17
