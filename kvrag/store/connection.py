@@ -59,13 +59,16 @@ class Connection:
         Raises:
             StoreError: the index cannot be opened or written, or is damaged.
         """
-        with self._lock, _explained(self._path):
+        with self._lock:
             if self._closed:
                 raise StoreError(f"the packet store at {self._path.parent} is closed; open it again")
-            if self._sqlite is None or self._file != _file(self._path):
-                self._reopen()
-            assert self._sqlite is not None
-            yield self._sqlite
+            try:
+                if self._sqlite is None or self._file != _file(self._path):
+                    self._reopen()
+                assert self._sqlite is not None
+                yield self._sqlite
+            except (sqlite3.Error, OSError) as error:
+                raise _explained(self._path, error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -147,17 +150,9 @@ def _file(path: Path) -> tuple[int, int, int] | None:
     return os.getpid(), status.st_dev, status.st_ino
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
-            raise CorruptIndexError(
-                f"the packet index {path} is damaged ({error}); run `kvrag store repair` to rebuild it from the packets"
-            ) from error
-        raise StoreError(
-            f"the packet index {path} cannot be used: {error}; check the disk and its permissions"
-        ) from error
-    except OSError as error:
-        raise StoreError(f"the packet index {path} cannot be opened: {error}") from error
+def _explained(path: Path, error: Exception) -> StoreError:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+        return CorruptIndexError(
+            f"the packet index {path} is damaged ({error}); run `kvrag store repair` to rebuild it from the packets"
+        )
+    return StoreError(f"the packet index {path} cannot be used: {error}; check the disk and its permissions")

@@ -39,12 +39,9 @@ class Index:
 
     def add(self, row: PacketRow, texts: Sequence[Fingerprint]) -> None:
         """Add or replace a packet, together with texts that lead to it."""
-        updates = "identity = excluded.identity, tokens = excluded.tokens, bytes = excluded.bytes"
         with self._write.transaction() as sqlite:
             sqlite.execute(
-                f"INSERT INTO packets ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET"
-                f" scope = excluded.scope, namespace = excluded.namespace, recipe = excluded.recipe, {updates},"
-                " created = excluded.created",
+                f"INSERT OR REPLACE INTO packets ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (row.key, row.scope, row.identity, row.namespace, row.recipe, row.tokens, row.bytes, row.created),
             )
             _add_texts(sqlite, row.scope, row.key, texts)
@@ -151,11 +148,14 @@ class Index:
 
 
 def _add_texts(sqlite: SQLite, scope: str, key: PacketKey, texts: Sequence[Fingerprint]) -> None:
-    sqlite.executemany(
-        "INSERT INTO texts (scope, digest, head, hash, length, key) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (scope, digest) DO UPDATE SET key = excluded.key",
-        [(scope, text.digest, _signed(text.head), _signed(text.hash), text.length, key) for text in texts],
-    )
+    for text in texts:
+        found = sqlite.execute("SELECT key FROM texts WHERE scope = ? AND digest = ?", (scope, text.digest)).fetchone()
+        if found != (key,):  # building a corpus again must not wait for the disk once per chunk
+            sqlite.execute(
+                "INSERT INTO texts (scope, digest, head, hash, length, key) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (scope, digest) DO UPDATE SET key = excluded.key",
+                (scope, text.digest, _signed(text.head), _signed(text.hash), text.length, key),
+            )
 
 
 def _signed(value: int) -> int:

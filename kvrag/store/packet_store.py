@@ -42,7 +42,7 @@ class PacketStore:
     """
 
     def __init__(self, root: str | os.PathLike[str], *, memory_bytes: int = 2 << 30):
-        self.root = Path(root)
+        self.root = Path(root).absolute()
         self._disk = DiskTier(self.root)
         self._index = Index(self.root / "index.sqlite")
         self._matchers = Matchers(self._index)

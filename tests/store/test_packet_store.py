@@ -321,3 +321,11 @@ def test_an_error_while_loading_reaches_every_thread_and_is_forgotten(store, mon
         with pytest.raises(MemoryError):
             store.get(toy_packet().key)
     assert store.get(toy_packet().key) is not None
+
+
+def test_putting_what_is_there_already_writes_nothing(store):
+    store.put(toy_packet(), [toy_text(0)])
+    before = store._index.version()
+    store.put(toy_packet(), [toy_text(0)])
+    store.register(SCOPE, toy_text(0), toy_packet().key)
+    assert store._index.version() == before
