@@ -168,7 +168,7 @@ class _Trials:
 
     Attributes:
         starts: `[M]` places of heads, those of one head side by side.
-        rows: `[3, R]` what is left to try: a length, and the range of `starts` to try it at.
+        rows: `[3, R]` what is left to try: a length (negative, so they ascend), and the range of `starts` to try it at.
     """
 
     def __init__(self, spans: Spans, runs: tuple[_Run, ...], possible: _Filter) -> None:
@@ -182,9 +182,9 @@ class _Trials:
             found, indices = _lookup(run.heads, heads)
             lengths, number = run.lengths(indices)
             ranges = np.stack([first[found], first[found] + counts[found]])
-            parts.append(np.vstack([lengths, np.repeat(ranges, number, axis=1)]))
+            parts.append(np.vstack([-lengths, np.repeat(ranges, number, axis=1)]))
         rows = np.concatenate(parts, axis=1)
-        self.rows = rows[:, np.argsort(-rows[0], kind="stable")]
+        self.rows = rows[:, np.argsort(rows[0], kind="stable")]
 
     @property
     def remain(self) -> bool:
@@ -192,11 +192,13 @@ class _Trials:
 
     def next(self) -> tuple[np.ndarray, np.ndarray]:
         """Starts [M] and lengths [M] of the next spans; takes their rows off."""
-        lengths, first, last = self.rows[:, :_TRIALS_AT_ONCE]
+        _, first, last = self.rows[:, :_TRIALS_AT_ONCE]
         size = max(1, int(np.searchsorted(np.cumsum(last - first), _TRIALS_AT_ONCE, side="right")))
-        self.rows = self.rows[:, size:]
-        lengths = np.repeat(lengths[:size], (last - first)[:size])
-        starts = self.starts[_ranges(first[:size], last[:size])]
+        # All spans of one length are decided together, or the leftmost might come too late.
+        size = int(np.searchsorted(self.rows[0], self.rows[0, size - 1], side="right"))
+        (lengths, first, last), self.rows = self.rows[:, :size], self.rows[:, size:]
+        lengths = np.repeat(-lengths, last - first)
+        starts = self.starts[_ranges(first, last)]
         fits = starts + lengths <= self._end
         return starts[fits], lengths[fits]
 
