@@ -222,6 +222,27 @@ def test_a_hostile_file_is_corrupt_and_allocates_nothing(tmp_path, monkeypatch, 
             read(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": (3, 2, -2, -5, 4)},
+        {"shape": (3, 2, 0, 5, 4)},
+        {"shape": (3, 3, 2, 5, 4)},
+        {"shape": (1, 2, 6, 5, 4)},
+        {"checksums": ()},
+        {"namespace": "n" * (1 << 20)},
+    ],
+    ids=["negative", "empty", "three halves", "too many checksums", "too few checksums", "huge header"],
+)
+def test_a_header_that_agrees_with_itself_must_still_make_sense(path, packet, change):
+    header = read_header(path).model_copy(update=change)
+    data = raw(packet)[: max(0, format._kv_bytes(header))].ljust(format._kv_bytes(header))
+    preamble = format._preamble(header.model_dump_json(), header, len(packet.token_ids))
+    path.write_bytes(preamble + data + packet.token_ids.tobytes())
+    with pytest.raises(CorruptPacketError, match="claims|impossible"):
+        read_packet(path, key=packet.key)
+
+
 def test_the_forgery_of_these_tests_passes_when_nothing_is_forged(tmp_path):
     path = tmp_path / "packet"
     path.write_bytes(forged(data=bytes(160) + toy_packet().token_ids.tobytes()))

@@ -87,7 +87,7 @@ def test_threads_leave_the_accounts_in_order(memory):
             packet = PACKETS[(seed + turn) % 5]
             memory.add(packet)
             with memory.hold([packet]) as hold:
-                assert hold.packets[packet.key] is memory.get(packet.key)
+                assert hold.packets[packet.key] is packet
             memory.discard(PACKETS[turn % 5].key)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
