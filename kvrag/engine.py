@@ -12,7 +12,7 @@ from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
 from kvrag.builder import BuildReport, Chunk, batches, encode_batch, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
-from kvrag.errors import EngineError, PromptError, PromptTooLongError
+from kvrag.errors import PromptError, PromptTooLongError
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
 from kvrag.packet import Scope
@@ -78,7 +78,7 @@ class PacketEngine:
         self._lock = threading.Lock()
         self._worker = Worker(model, self._states)
         if self.adapter is None and self.strategy.name == "kv-packet":
-            _log.warning("kv-packet runs untrained: there is no adapter for %s, so answers from packets are weaker", model.name)
+            _log.warning("kv-packet is untrained: no adapter for %s, so answers from packets are weaker", model.name)
 
     @classmethod
     def from_pretrained(
@@ -300,7 +300,7 @@ class PacketEngine:
             return
         with self._lock:
             if stamp != self._stamp:
-                _log.warning("the weights of %s changed; packets and states built with the old ones are not used", self.model.name)
+                _log.warning("the weights of %s changed; packets built with the old ones are not used", self.model.name)
                 self.model.forget_identity()
                 self._scopes.clear()
                 self._worker.run(self._states.clear).result()

@@ -47,7 +47,8 @@ class Sampler:
         """The next token id, from logits `[vocab]`."""
         scores = logits[None].float()
         if self._processors:
-            scores = self._processors(torch.tensor([self._ids], device=logits.device), scores)
+            ids: Any = torch.tensor([self._ids], device=logits.device)
+            scores = self._processors(ids, scores)
         if self._greedy:
             token = int(scores.argmax(-1))
         else:

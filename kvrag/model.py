@@ -3,7 +3,8 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import xxhash
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_logging
 
 from kvrag.attach import PASS_KWARG, AttentionPass, Geometry, Lane, attend
 from kvrag.errors import ModelError, UnsupportedModelError
@@ -91,8 +93,10 @@ class LanguageModel:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         kind = _auto_dtype(chosen) if dtype == "auto" else dtype
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=kind).to(chosen)
+            with _without_bars():
+                tokenizer = AutoTokenizer.from_pretrained(str(source))
+                model: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=kind)
+                model.to(chosen)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise ModelError(
                 f"expected a causal language model in {str(source)!r}, found none that loads "
@@ -149,9 +153,7 @@ class LanguageModel:
         if not getattr(self._chat_tokenizer, "chat_template", None):
             lines = [f"{message['role']}: {message['content']}" for message in messages]
             return "\n".join([*lines, "assistant: "])
-        return self._chat_tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
+        return self._chat_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Rows]) -> torch.Tensor:
@@ -224,29 +226,39 @@ def convert_gguf(gguf: Path, folder: str | Path) -> None:
     try:
         from transformers import GgufConfig
 
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        source, options = str(gguf.parent), {"gguf_file": gguf.name}
+        with _without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            options |= {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except (ImportError, ValueError, OSError, RuntimeError) as error:
         raise ModelError(
             f"expected to read {gguf.name}, found: {error}; pip install 'kvrag[demo]' brings what reads GGUF files"
         ) from error
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Transformers' progress bars for single steps say nothing to whoever waits for the whole."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _register(original: str) -> str:
     """Register kvrag's attention function as a stand-in for `original`; returns the name to set."""
     name = _PREFIX + original
 
-    def stand_in(module, query, key, value, attention_mask, **options):  # noqa: ANN
+    def stand_in(module, query, key, value, attention_mask, **options):
         if options.get(PASS_KWARG) is not None:
             return attend(module, query, key, value, options)
-        default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        default: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         implementation = options.pop(_IMPLEMENTATION_KWARG, None) or original
         function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, default)
         return function(module, query, key, value, attention_mask, **options)
@@ -260,8 +272,9 @@ def _register(original: str) -> str:
 def _check_config(config: Any, device_map: dict[str, Any] | None) -> None:
     """Refuse what a short probe cannot see: windows, length-dependent RoPE, several devices."""
     if device_map and len({str(device) for device in device_map.values()}) > 1:
+        devices = sorted({str(device) for device in device_map.values()})
         raise UnsupportedModelError(
-            f"expected a model on one device, found hf_device_map over {sorted({str(d) for d in device_map.values()})}; "
+            f"expected a model on one device, found hf_device_map over {devices}; "
             "load it without device_map, or with device_map={'': 'cuda:0'}"
         )
     types = set(getattr(config, "layer_types", None) or ())
@@ -319,7 +332,8 @@ def _auto_dtype(device: str) -> torch.dtype:
     """bfloat16 where the hardware computes in it, else float32."""
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() or getattr(
-        torch.cpu, "_is_avx512_bf16_supported", lambda: False
-    )()
+    native = (
+        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    )
     return torch.bfloat16 if native else torch.float32

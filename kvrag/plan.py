@@ -8,7 +8,7 @@ import torch
 from kvrag.attach import ComputedStates, Extent, Lane
 from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, PacketKey, digest_fields
-from kvrag.prompt import PacketSegment, Segment, SoftSegment
+from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
 
 __all__ = ["Plan", "Prepared", "plan_lane", "remember"]
 
@@ -94,10 +94,7 @@ def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, 
             extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), model.device))
             chain = digest_fields(chain, "packet", segment.key, str(start))
             continue
-        if isinstance(segment, SoftSegment):
-            own = [-1 - i for i in range(segment.tokens)]  # no token has a negative id
-        else:
-            own = list(segment.ids)
+        own = _ids(segment)
         is_last = number == len(prepared.segments) - 1
         known = states.find(chain, own[:-1] if is_last else own) if reusing else None
         done = 0 if known is None else known.shape[3]
@@ -115,6 +112,11 @@ def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, 
     lane.attach(extents)
     cached = prepared.tokens - len(ids)
     return Plan(lane, Rows(lane, ids, positions, soft), cached, texts)
+
+
+def _ids(segment: TextSegment | SoftSegment) -> list[int]:
+    """What a computed segment is known by: its token ids, or negative numbers, which no token has."""
+    return [-1 - i for i in range(segment.tokens)] if isinstance(segment, SoftSegment) else list(segment.ids)
 
 
 def remember(plan: Plan, states: ComputedStates, generated: Sequence[int]) -> None:

@@ -51,9 +51,9 @@ def check_movable(model: LanguageModel) -> None:
     error, tolerated = probe_error(model)
     if not error <= tolerated:
         raise UnsupportedModelError(
-            f"expected a packet attached at position {_POSITION} to give the logits of {model.name}'s own forward within "
-            f"{tolerated:.1e}, found a relative error of {error:.1e}; this model positions its tokens in a way that "
-            "packets cannot follow"
+            f"expected a packet attached at position {_POSITION} to give the logits of {model.name}'s own forward "
+            f"within {tolerated:.1e}, found a relative error of {error:.1e}; this model positions its tokens in "
+            "a way that packets cannot follow"
         )
 
 

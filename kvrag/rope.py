@@ -1,7 +1,8 @@
 """Rotary position embeddings: which kinds can move, and the angles to move by.
 
 Everything here follows from one identity. With a packet whose keys were rotated at local positions j and which stands
-at position s of the prompt, `(R(p) q) . (R(s + j) k) = (R(p - s) q) . (R(j) k)`: the query turns back, the packet stays.
+at position s of the prompt, `(R(p) q) . (R(s + j) k) = (R(p - s) q) . (R(j) k)`: the query turns back, the packet
+stays as it is.
 """
 
 from collections.abc import Mapping, Sequence

@@ -44,7 +44,8 @@ def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter
     if adapter == "none":
         return None
     if adapter == "auto":
-        return next((found for path in sorted(_SHIPPED.glob("*.safetensors")) if (found := _fitting(path, model))), None)
+        shipped = (_fitting(path, model) for path in sorted(_SHIPPED.glob("*.safetensors")))
+        return next((found for found in shipped if found is not None), None)
     opened = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     opened.check_model(model.identity, model.hidden_size)
     return opened

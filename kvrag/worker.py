@@ -71,7 +71,8 @@ class Request:
 
     def accept(self, logits: torch.Tensor, model: LanguageModel) -> None:
         """Sample from logits `[vocab]`, deliver the new text and notice the end."""
-        assert self._sampler is not None and self._text is not None, "rows come before logits"
+        assert self._sampler is not None, "rows come before logits"
+        assert self._text is not None
         token = self._sampler(logits)
         self.tokens.append(token)
         self._last = time.perf_counter()
@@ -135,13 +136,13 @@ def step(model: LanguageModel, states: ComputedStates, requests: Sequence[Reques
         try:
             rows.append(request.next_rows(model, states))
             running.append(request)
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+        except Exception as error:
             request.fail(error)
     if not running:
         return []
     try:
         logits = model.forward(rows)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         for request in running:
             request.fail(error)
         return []
@@ -150,7 +151,7 @@ def step(model: LanguageModel, states: ComputedStates, requests: Sequence[Reques
             request.accept(of_request, model)
             if request.finished and request.prepared.keeps_computed and request.plan is not None:
                 remember(request.plan, states, request.tokens)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             request.fail(error)
     return [request for request in running if not request.finished]
 
@@ -186,7 +187,7 @@ class Worker:
         def call() -> None:
             try:
                 future.set_result(job(*args))
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 future.set_exception(error)
 
         self._send(call)

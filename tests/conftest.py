@@ -6,17 +6,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
 
-from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast  # noqa: E402
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from kvrag.engine import PacketEngine  # noqa: E402
-from kvrag.model import LanguageModel  # noqa: E402
-from kvrag.store import PacketStore  # noqa: E402
+from kvrag.engine import PacketEngine
+from kvrag.model import LanguageModel
+from kvrag.store import PacketStore
 
 torch.set_num_threads(2)
 
@@ -99,7 +99,9 @@ def new_engine(hf_tokenizer, tmp_path: Path) -> Iterator[Callable[..., PacketEng
     def make(*, config=None, dtype: torch.dtype = torch.float32, seed: int = 0, folder: str = "store", **options):
         model = LanguageModel(build_model(config or LlamaConfig(**TINY), dtype, seed), hf_tokenizer, name="tiny")
         stores.append(PacketStore(tmp_path / folder))
-        engines.append(PacketEngine(model, store=stores[-1], **{"adapter": "none", "strategy": "no-recompute"} | options))
+        engines.append(
+            PacketEngine(model, store=stores[-1], **{"adapter": "none", "strategy": "no-recompute"} | options)
+        )
         return engines[-1]
 
     yield make

@@ -134,19 +134,26 @@ def test_merge_groups_follow_the_formula():
     q, keys, values, table = grouped(torch.float64)
     got = packet_attention_reference(q, keys, values, table, D**-0.5)
     heads = q.transpose(0, 1)
-    scores = [heads @ k.repeat_interleave(2, 0).transpose(-1, -2) * D**-0.5 * i.scale for k, i in zip(keys, table.items, strict=True)]
+    scores = [
+        heads @ k.repeat_interleave(2, 0).transpose(-1, -2) * D**-0.5 * i.scale
+        for k, i in zip(keys, table.items, strict=True)
+    ]
     scores[3] = scores[3].masked_fill(~torch.ones(3, 3, dtype=torch.bool).tril(), -torch.inf)
     rest, context = torch.cat([scores[0], scores[3]], -1), torch.cat(scores[1:3], -1)
     v = [x.repeat_interleave(2, 0) for x in values]
     share = torch.stack([rest.logsumexp(-1), context.logsumexp(-1) * 0.8 + 0.1]).softmax(0)[..., None]
-    want = share[0] * (rest.softmax(-1) @ torch.cat([v[0], v[3]], 1)) + share[1] * (context.softmax(-1) @ torch.cat(v[1:3], 1))
+    want = share[0] * (rest.softmax(-1) @ torch.cat([v[0], v[3]], 1)) + share[1] * (
+        context.softmax(-1) @ torch.cat(v[1:3], 1)
+    )
     torch.testing.assert_close(got, want.transpose(0, 1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cpu_merges_groups_like_the_reference(dtype):
     q, keys, values, table = grouped(dtype)
-    oracle = packet_attention_reference(q.double(), [k.double() for k in keys], [v.double() for v in values], table, D**-0.5)
+    oracle = packet_attention_reference(
+        q.double(), [k.double() for k in keys], [v.double() for v in values], table, D**-0.5
+    )
     baseline = packet_attention_reference(q, keys, values, table, D**-0.5)
     assert_as_accurate_as(packet_attention_cpu(q, keys, values, table, D**-0.5), baseline, oracle)
 
@@ -184,7 +191,9 @@ def test_two_requests_share_a_packet_from_different_places(dtype):
         one = AttentionTable(
             (AttentionItem(0, n, rotation=0), AttentionItem(0, n, diagonal=0)), cos[[turn]].float(), sin[[turn]].float()
         )
-        alone = packet_attention_cpu(q[rows], keys[2 * turn : 2 * turn + 2], values[2 * turn : 2 * turn + 2], one, D**-0.5)
+        alone = packet_attention_cpu(
+            q[rows], keys[2 * turn : 2 * turn + 2], values[2 * turn : 2 * turn + 2], one, D**-0.5
+        )
         torch.testing.assert_close(together[rows], alone)
 
 

@@ -36,14 +36,22 @@ REFUSED = {
     "gemma2": ("Gemma2Config", {"head_dim": 16, "layer_types": ["full_attention"] * 3}, "softcap"),
     "cohere": ("CohereConfig", {}, "found a relative error"),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}, "found a relative error"),
-    "gpt-oss": ("GptOssConfig", {"head_dim": 16, "num_local_experts": 2, "layer_types": ["full_attention"] * 3}, "s_aux|yarn|relative"),
+    "gpt-oss": (
+        "GptOssConfig",
+        {"head_dim": 16, "num_local_experts": 2, "layer_types": ["full_attention"] * 3},
+        "s_aux|yarn|relative",
+    ),
     "mistral with a window": ("MistralConfig", {"sliding_window": 256}, "sliding window of 256"),
     "qwen2 with a window": (
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 256, "max_window_layers": 1},
         "sliding window of 256",
     ),
-    "dynamic ntk": ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+    "dynamic ntk": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "dynamic",
+    ),
     "longrope": (
         "Phi3Config",
         {
