@@ -90,3 +90,13 @@ def test_an_index_deleted_under_a_live_store_loses_no_later_packet(store):
         assert [row.key for row in other.ls()] == [toy_packet(1).key]
         assert other.repair().adopted == 1
     assert {row.key for row in store.ls()} == {toy_packet(0).key, toy_packet(1).key}
+
+
+def test_a_transaction_that_fails_half_way_leaves_no_row(store, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr("kvrag.store.index._add_texts", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            store.put(toy_packet(), [toy_text(0)])
+    assert not store.has(toy_packet().key)
+    store.put(toy_packet(), [toy_text(0)])
+    assert list(store.verify()) == []
