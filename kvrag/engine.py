@@ -269,6 +269,8 @@ class PacketEngine:
         self._worker.submit(Request(prepared, sampling, delivery, chosen.name, started, match_ms, load_ms))
 
     def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, float]:
+        if not prompt:
+            raise PromptError("expected a prompt, found an empty one")
         text = prompt if isinstance(prompt, str) else self.model.render([dict(message) for message in prompt])
         return self._reader.read(text, strategy, self.scope(strategy), documents)
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import xxhash
+from jinja2 import TemplateError
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from kvrag.attach import PASS_KWARG, AttentionPass, Geometry, Lane, attend
-from kvrag.errors import ModelError, UnsupportedModelError
+from kvrag.errors import ModelError, PromptError, UnsupportedModelError
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
 from kvrag.tokenizing import ChunkTokenizer
@@ -148,7 +149,11 @@ class LanguageModel:
         return Lane(self.geometry, capacity, self.dtype, self.device)
 
     def render(self, messages: Iterable[dict[str, Any]], **options: Any) -> str:
-        """The prompt string of a conversation, by the tokenizer's chat template, open for the assistant's answer."""
+        """The prompt string of a conversation, by the tokenizer's chat template, open for the assistant's answer.
+
+        Raises:
+            PromptError: the template refuses the messages.
+        """
         messages = list(messages)
         if not getattr(self._chat_tokenizer, "chat_template", None):
             lines = [f"{message['role']}: {message['content']}" for message in messages]

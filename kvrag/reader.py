@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from kvrag.adapter import Adapter
-from kvrag.errors import PromptError
 from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
@@ -41,13 +40,7 @@ class PromptReader:
     def read(
         self, text: str, strategy: Strategy, scope: Scope, documents: Sequence[str]
     ) -> tuple[Prepared, float, float]:
-        """The prompt, and the milliseconds spent on matching and on loading.
-
-        Raises:
-            PromptError: it is empty.
-        """
-        if not text:
-            raise PromptError("expected a prompt, found an empty one")
+        """The prompt, and the milliseconds spent on matching and on loading."""
         begin = time.perf_counter()
         found: list[Match[PacketKey]] = []
         if strategy.matches:
