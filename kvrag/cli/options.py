@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "AdapterOption",
+    "DeviceOption",
+    "JsonOption",
+    "ModelOption",
+    "NamespaceOption",
+    "StoreOption",
+    "StrategyOption",
+]
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder that `kvrag build` keeps everything in.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help='"demo", a folder with a transformers model, or an id on the Hugging Face hub.')
+]
+StrategyOption = Annotated[
+    str, typer.Option("--strategy", help="How packets are reused: kv-packet, no-recompute or full-recompute.")
+]
+AdapterOption = Annotated[
+    str, typer.Option("--adapter", help='"auto" for the one shipped for the model, "none", or an adapter file.')
+]
+NamespaceOption = Annotated[
+    str, typer.Option("--namespace", help="Whose documents: those of one namespace are invisible in another.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help='Where the model runs: "auto", "cpu", "cuda" ...')]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -1,0 +1,137 @@
+"""`kvrag store`: looking at packets and mending a store."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from kvrag.cli.app import FAILURE, app
+from kvrag.cli.folder import packet_store_in
+from kvrag.cli.options import JsonOption, StoreOption
+from kvrag.cli.terminal import printable, quiet, results, write_json
+
+if TYPE_CHECKING:
+    from kvrag.store import PacketStore, Problem
+
+__all__ = ["ls", "repair", "stat", "verify"]
+
+_store = typer.Typer(help="Look at a packet store, check it and mend it.")
+app.add_typer(_store, name="store")
+
+_REMEDIES = {
+    "corrupt": "`kvrag store repair` moves the file into quarantine; then build again",
+    "index": "`kvrag store repair` writes a new index from the packets; then build again, so that texts lead to them",
+    "mismatch": "`kvrag store repair` corrects the index; then build again",
+    "missing": "`kvrag store repair` takes it out of the index; then build again",
+    "orphan": "`kvrag store repair` puts it into the index, and so does building again",
+    "stray": "move the file elsewhere",
+    "temporary": "`kvrag store repair` deletes it",
+    "unreadable": "check the disk and the file's permissions",
+}
+
+
+@_store.command()
+def ls(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+    """List all packets."""
+    with quiet(), _open(store) as packets:
+        rows = list(packets.ls())
+    if as_json:
+        write_json([asdict(row) for row in rows])
+        return
+    table = Table("packet", "namespace", "identity", box=None)
+    for name in ("tokens", "size", "texts"):
+        table.add_column(name, justify="right")
+    table.add_column("created")
+    for row in rows:
+        created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created))
+        names = row.key[:16], Text(printable(row.namespace)), row.identity[:12]
+        table.add_row(*names, str(row.tokens), decimal(row.bytes), str(row.texts), created)
+    results().print(table)
+
+
+@_store.command()
+def stat(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+    """Show how large a store is, and for whom it was built."""
+    with quiet(), _open(store) as packets:
+        found = packets.stat()
+    scopes = [
+        {"namespace": namespace, "identity": identity, **asdict(size)}
+        for (namespace, identity), size in sorted(found.scopes.items())
+    ]
+    if as_json:
+        write_json({"packets": found.packets, "bytes": found.bytes, "texts": found.texts, "scopes": scopes})
+        return
+    out = results()
+    out.print(f"{found.packets} packets, {decimal(found.bytes)}, found by {found.texts} texts")
+    if scopes:
+        table = Table("namespace", "identity", box=None)
+        table.add_column("packets", justify="right")
+        table.add_column("size", justify="right")
+        for scope in scopes:
+            row = scope["identity"][:12], str(scope["packets"]), decimal(scope["bytes"])
+            table.add_row(Text(printable(scope["namespace"])), *row)
+        out.print(table)
+
+
+@_store.command()
+def verify(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+    """Read every byte and compare it with the index; exits with 1 when something is wrong."""
+    with quiet(), _open(store) as packets:
+        with Console(stderr=True).status("reading every packet"):
+            problems = list(packets.verify())
+        size = None if any(problem.kind == "index" for problem in problems) else packets.stat()
+    if as_json:
+        write_json({"problems": [_told(problem) for problem in problems], "packets": size.packets if size else None})
+    elif problems:
+        _explain(problems)
+    elif size:
+        typer.echo(f"no problems: {size.packets} packets, {decimal(size.bytes)}, every byte read")
+    if problems:
+        raise typer.Exit(FAILURE)
+
+
+@_store.command()
+def repair(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+    """Make files and index agree again; no good packet is lost. Exits with 1 when something is left to do by hand."""
+    with quiet(), _open(store) as packets:
+        with Console(stderr=True).status("reading every packet"):
+            report = packets.repair()
+        left = list(packets.verify(deep=False))
+    if as_json:
+        broken = str(report.broken_index) if report.broken_index else None
+        write_json(asdict(report) | {"broken_index": broken, "problems": [_told(problem) for problem in left]})
+    else:
+        counts = f"{report.adopted} packets put into the index, {report.dropped} taken out of it"
+        typer.echo(f"{counts}, {report.quarantined} files quarantined, {report.swept} temporary files deleted")
+        if report.broken_index:
+            typer.echo(f"the damaged index is kept as {printable(str(report.broken_index))}")
+        if report.adopted or report.dropped or report.quarantined:
+            typer.echo("build again, so that every text leads to its packet")
+        _explain(left)
+    if left:
+        raise typer.Exit(FAILURE)
+
+
+def _open(root: Path) -> "PacketStore":
+    folder = packet_store_in(root)  # before the import, which takes seconds
+    from kvrag.store import PacketStore
+
+    return PacketStore(folder)
+
+
+def _told(problem: "Problem") -> dict[str, str | None]:
+    path = str(problem.path)
+    told = {"kind": problem.kind, "path": path, "message": problem.message, "key": problem.key}
+    return told | {"remedy": _REMEDIES[problem.kind]}
+
+
+def _explain(problems: "Iterable[Problem]") -> None:
+    for problem in problems:
+        typer.echo(f"{problem.kind}: {printable(f'{problem.path}: {problem.message}')}\n  {_REMEDIES[problem.kind]}")
