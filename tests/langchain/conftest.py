@@ -13,19 +13,35 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_kvrag import ChatKVRag
+from transformers import LlamaConfig
 
 from kvrag.engine import PacketEngine
-from tests.conftest import CHUNKS
+from kvrag.model import LanguageModel
+from kvrag.store import PacketStore
+from tests.conftest import CHUNKS, TINY, build_model
 
 PROMPT = ChatPromptTemplate.from_messages(
     [("system", "Answer from the context.\n\n{context}"), ("human", "{question}")]
 )
 
 
-@pytest.fixture
-def engine(new_engine: Callable[..., PacketEngine]) -> PacketEngine:
+@pytest.fixture(scope="session")
+def shared_engine(hf_tokenizer, tmp_path_factory) -> Iterator[PacketEngine]:
     """Keeps no computed states, so that cached tokens are those of packets and answers do not depend on order."""
-    return new_engine(computed_bytes=0)
+    model = LanguageModel(build_model(LlamaConfig(**TINY)), hf_tokenizer, name="tiny")
+    with (
+        PacketStore(tmp_path_factory.mktemp("langchain")) as store,
+        PacketEngine(model, store=store, adapter="none", strategy="no-recompute", computed_bytes=0) as opened,
+    ):
+        yield opened
+
+
+@pytest.fixture
+def engine(shared_engine: PacketEngine) -> Iterator[PacketEngine]:
+    """With an empty store."""
+    yield shared_engine
+    for row in list(shared_engine.store.ls()):
+        shared_engine.store.remove(row.key)
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ async def _drain(stream) -> None:
         pass
 
 
-def test_a_closed_engine_says_so(chat: ChatKVRag):
+def test_a_closed_engine_says_so(new_engine):
+    chat = ChatKVRag(engine=new_engine())
     chat.engine.close()
     with pytest.raises(EngineError, match="closed"):
         chat.invoke("Are you there?")

@@ -71,7 +71,7 @@ def test_another_model_cannot_be_asked_for_by_name(engine: PacketEngine):
 def test_what_remote_models_need_is_accepted_and_kept_out_of_sight(engine: PacketEngine):
     chat = ChatKVRag(engine=engine, timeout=60, max_retries=2, api_key="secret-key", max_tokens=2)
     assert chat.invoke(QUESTION).text
-    assert "secret-key" not in repr(chat) + str(chat.asdict())
+    assert "secret-key" not in repr(chat) + str(chat._identifying_params)
 
 
 def test_traces_name_provider_model_and_settings(engine: PacketEngine):
@@ -86,7 +86,7 @@ def test_traces_name_provider_model_and_settings(engine: PacketEngine):
     }
     assert chat._get_ls_params(stop=["x"], model="other")["ls_stop"] == ["x"]
     assert "engine" not in repr(chat)
-    json.dumps(chat.asdict())
+    json.dumps(chat._identifying_params)
 
 
 def test_the_profile_tells_the_context_window(engine: PacketEngine):
