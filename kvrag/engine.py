@@ -230,9 +230,9 @@ class PacketEngine:
         """Find the packets of a prompt and bring them into host memory, without computing anything."""
         return self._read(prompt, self._chosen(strategy), documents)[0]
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text as the model counts them."""
-        return len(self.model.tokenizer.encode(text))
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of a text as the model counts them, without special tokens around it."""
+        return self.model.tokenizer.encode(text)
 
     def close(self) -> None:
         """End what is running and give the model its attention implementation's name back; the store stays open."""

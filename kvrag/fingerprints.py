@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-__all__ = ["HEAD_CHARS", "Fingerprint", "Spans", "digest", "fingerprint", "scramble"]
+__all__ = ["HEAD_CHARS", "Fingerprint", "HashFilter", "Spans", "digest", "fingerprint", "scramble"]
 
 HEAD_CHARS = 32
 """Length of a head in characters; shorter texts have no fingerprint."""
@@ -76,6 +76,42 @@ class Spans:
         hashes -= self.sums[starts]
         hashes *= self._inverses[starts]
         return hashes
+
+
+class HashFilter:
+    """Tells nearly all hashes that were never added, by two bits at places that the hash itself names.
+
+    Args:
+        entries: hashes to make room for; at first each has 32 to 64 bits, when the filter is full 16.
+    """
+
+    def __init__(self, entries: int) -> None:
+        size = max(13, (4 * entries).bit_length())
+        self._bits = np.zeros(1 << size, np.uint8)
+        self._shift = np.uint64(64 - size)
+        self._room = (1 << size) // 2
+
+    def has_room(self, entries: int) -> bool:
+        """Whether so many more can be added."""
+        return entries <= self._room
+
+    def add(self, values: np.ndarray) -> None:
+        """Add `values` [N] uint64."""
+        for places in (values, scramble(values)):
+            bits = np.left_shift(np.uint8(1), places.astype(np.uint8) & 7)
+            np.bitwise_or.at(self._bits, (places >> self._shift).view(np.int64), bits)
+        self._room -= len(values)
+
+    def search(self, values: np.ndarray) -> np.ndarray:
+        """`[K]` indices of those `values` [M] uint64 that may have been added."""
+        found = np.flatnonzero(self._look(values))
+        return found[self._look(scramble(values[found]))]
+
+    def _look(self, places: np.ndarray) -> np.ndarray:
+        bits = self._bits[(places >> self._shift).view(np.int64)]
+        bits >>= places.astype(np.uint8) & 7
+        bits &= 1
+        return bits.view(bool)
 
 
 def digest(text: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from kvrag.fingerprints import HEAD_CHARS, Fingerprint, Spans, digest, fingerprint, scramble
+from kvrag.fingerprints import HEAD_CHARS, Fingerprint, HashFilter, Spans, digest, fingerprint, scramble
 
 __all__ = ["HEAD_CHARS", "Fingerprint", "Match", "TextMatcher", "fingerprint"]
 
@@ -21,7 +21,7 @@ V = TypeVar("V")
 
 _HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 _TRIALS_AT_ONCE = 1 << 16  # bounds the memory of a search, and fits into a core's cache
-_TRIALS_IN_ALL = 1 << 25  # bounds its time to about a second
+_TRIALS_IN_ALL = 1 << 24  # bounds its time to a second or two
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TextMatcher:
 
     def __init__(self) -> None:
         self._runs: tuple[_Run, ...] = ()
-        self._filter = _Filter(0)
+        self._filter = HashFilter(0)
         self._texts = 0
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class TextMatcher:
         return self._texts
 
     def add(self, heads: np.ndarray, hashes: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds texts by their fingerprints; texts already known are no harm.
+        """Add texts by their fingerprints; texts already known are no harm.
 
         Args:
             heads: `[N]` uint64, `Fingerprint.head`.
@@ -65,19 +65,19 @@ class TextMatcher:
         # Sizes grow geometrically, so there are few runs and every text is merged a few times only.
         while len(runs) > 1 and len(runs[-2].keys) <= 4 * len(runs[-1].keys):
             runs[-2:] = [runs[-2].merged(runs[-1])]
-        fresh = [run]
-        if not self._filter.has_room(run.entries):
-            self._filter, fresh = _Filter(sum(run.entries for run in runs)), runs
+        known, fresh = self._filter, [run]
+        if not known.has_room(run.entries):
+            known, fresh = HashFilter(sum(run.entries for run in runs)), runs
         for run in fresh:
-            self._filter.add(run.heads)
-            self._filter.add(run.keys)
-        self._runs = tuple(runs)
+            known.add(run.heads)
+            known.add(run.keys)
+        self._filter, self._runs = known, tuple(runs)  # a search reads them the other way round
 
     def find(self, text: str, confirm: Callable[[bytes], V | None]) -> list[Match[V]]:
         """The known texts in a prompt: the longest first, then the leftmost, none overlapping another.
 
         A prompt that repeats one head tens of thousands of times (100,000 times the letter a) is searched for the
-        longest texts only, within about a second: what was not found is merely computed.
+        longest texts only, for a second or two: what was not found is merely computed.
 
         Args:
             text: the prompt.
@@ -88,7 +88,8 @@ class TextMatcher:
         """
         if len(text) < HEAD_CHARS or not self._runs:
             return []
-        spans, runs, possible = Spans(text), self._runs, self._filter
+        runs, possible = self._runs, self._filter
+        spans = Spans(text)
         trials = _Trials(spans, runs, possible)
         selection = _Selection(spans, confirm)
         tried = 0
@@ -133,36 +134,6 @@ class _Run:
         return (self.rows[_ranges(first, last)] & _LOW).astype(np.int64), last - first
 
 
-class _Filter:
-    """Tells nearly all values that were never added, by two bits at places that the value itself names."""
-
-    def __init__(self, entries: int) -> None:
-        size = max(13, (4 * entries).bit_length())  # 32 to 64 bits an entry, and no fewer than 16 later
-        self._bits = np.zeros(1 << size, np.uint8)
-        self._shift = np.uint64(64 - size)
-        self._room = (1 << size) // 2
-
-    def has_room(self, entries: int) -> bool:
-        return entries <= self._room
-
-    def add(self, values: np.ndarray) -> None:
-        for places in (values, scramble(values)):
-            bits = np.left_shift(np.uint8(1), places.astype(np.uint8) & 7)
-            np.bitwise_or.at(self._bits, (places >> self._shift).view(np.int64), bits)
-        self._room -= len(values)
-
-    def search(self, values: np.ndarray) -> np.ndarray:
-        """`[K]` indices of those `values` [M] that may have been added."""
-        found = np.flatnonzero(self._look(values))
-        return found[self._look(scramble(values[found]))]
-
-    def _look(self, places: np.ndarray) -> np.ndarray:
-        bits = self._bits[(places >> self._shift).view(np.int64)]
-        bits >>= places.astype(np.uint8) & 7
-        bits &= 1
-        return bits.view(bool)
-
-
 class _Trials:
     """The spans of a prompt that may be known texts, the longest first: where a head stands, all its lengths.
 
@@ -171,7 +142,7 @@ class _Trials:
         rows: `[3, R]` what is left to try: a length (negative, so they ascend), and the range of `starts` to try it at.
     """
 
-    def __init__(self, spans: Spans, runs: tuple[_Run, ...], possible: _Filter) -> None:
+    def __init__(self, spans: Spans, runs: tuple[_Run, ...], possible: HashFilter) -> None:
         self._end = len(spans.text)
         heads = spans.heads()
         starts = possible.search(heads)
@@ -203,7 +174,7 @@ class _Trials:
         return starts[fits], lengths[fits]
 
     def keep(self, mask: np.ndarray) -> None:
-        """Keeps only the starts where `mask` [M] is true."""
+        """Keep only the starts where `mask` [M] is true."""
         kept = np.concatenate([[0], np.cumsum(mask)])
         self.starts = self.starts[mask]
         self.rows[1:] = kept[self.rows[1:]]
@@ -223,7 +194,7 @@ class _Selection(Generic[V]):
         return np.array([0, *(match.end for match in self.matches)])[before] <= starts
 
     def extend(self, starts: np.ndarray, lengths: np.ndarray) -> bool:
-        """Decides on the spans at `starts` [M] of `lengths` [M], descending; returns whether any was chosen."""
+        """Decide on the spans at `starts` [M] of `lengths` [M], descending; return whether any was chosen."""
         chosen = len(self.matches)
         bounds = [0, *(np.flatnonzero(np.diff(lengths)) + 1), len(lengths)]
         for first, last in pairwise(bounds if len(lengths) else []):

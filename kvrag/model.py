@@ -158,7 +158,14 @@ class LanguageModel:
         if not getattr(self._chat_tokenizer, "chat_template", None):
             lines = [f"{message['role']}: {message['content']}" for message in messages]
             return "\n".join([*lines, "assistant: "])
-        return self._chat_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        options |= {"tokenize": False, "add_generation_prompt": True}
+        try:
+            return self._chat_tokenizer.apply_chat_template(messages, **options)
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            raise PromptError(
+                f"expected messages that the chat template of {self.name} accepts, found: {error}; "
+                "many templates want the roles user and assistant in turns, after at most one system message"
+            ) from error
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Rows]) -> torch.Tensor:

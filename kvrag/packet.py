@@ -60,7 +60,7 @@ class Identity(_Frozen):
     codec: str = "raw"
     format_version: int = FORMAT_VERSION
 
-    @cached_property
+    @property  # not cached: `model_copy` would carry the old one over
     def digest(self) -> str:
         """Hexadecimal sha256 over all fields."""
         return digest_fields(*(str(value) for value in self.model_dump().values()))
@@ -92,7 +92,7 @@ class Recipe(_Frozen):
     writer: bool = False
     dropped: int = Field(default=0, ge=0)
 
-    @cached_property
+    @property  # not cached: `model_copy` would carry the old one over
     def digest(self) -> str:
         """Hexadecimal sha256 over all fields."""
         return digest_fields(self.model_dump_json())

@@ -194,7 +194,7 @@ class Worker:
         return future
 
     def close(self) -> None:
-        """Let the active requests end as cancelled and stop the thread."""
+        """Let the active requests fail and stop the thread."""
         if not self._closed:
             self._closed = True
             self._inbox.put(None)
@@ -220,9 +220,9 @@ class Worker:
             active = step(self._model, self._states, active)
 
     def _end(self, active: list[Request]) -> None:
-        """Nobody waits for a closed worker: what runs is cancelled, what came too late fails."""
+        """What runs fails, and so does what came too late: nobody shall wait for a closed worker."""
         for request in active:
-            request.finish("cancelled", self._model)
+            request.fail(EngineError("expected an open engine, found one that was closed in the middle of the answer"))
         while not self._inbox.empty():
             late = self._inbox.get()
             if isinstance(late, Request):

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from kvrag.cli.app import app
 from kvrag.cli.documents import Skipped, UnreadableError, find_files, read_documents
 from kvrag.cli.folder import StoreFolder
-from kvrag.cli.nodes import Change, make_nodes, make_splitter, plan_change, name_of
+from kvrag.cli.nodes import Change, make_nodes, make_splitter, name_of, plan_change
 from kvrag.cli.options import AdapterOption, DeviceOption, ModelOption, NamespaceOption, StoreOption, StrategyOption
 from kvrag.cli.terminal import note, quiet
 from kvrag.errors import KVRagError, SettingsError

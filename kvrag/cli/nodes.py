@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from llama_index.core.node_parser import SentenceSplitter
     from llama_index.core.schema import Document, TextNode
 
-__all__ = ["Change", "make_nodes", "make_splitter", "plan_change", "name_of"]
+__all__ = ["Change", "make_nodes", "make_splitter", "name_of", "plan_change"]
 
 _SOURCE = "kvrag_source"
-"""Metadata key of the absolute path of a node's file: bookkeeping, which neither the language model nor the embedding sees."""
+"""Metadata key of the absolute path of a node's file; neither the language model nor the embedding sees it."""
 
 _PAGE = 1000
 _BATCH = 64

@@ -1,5 +1,6 @@
 """Reuse strategies, one file each; third parties add theirs through the entry point group `kvrag.strategies`."""
 
+from functools import cache
 from importlib.metadata import entry_points
 
 from kvrag.errors import SettingsError
@@ -14,8 +15,9 @@ _GROUP = "kvrag.strategies"
 _BUILT_IN = (FullRecompute, KVPacket, NoRecompute)
 
 
+@cache
 def available_strategies() -> dict[str, type[Strategy]]:
-    """Every strategy by name: the built-in ones and those of installed packages."""
+    """Every strategy by name: the built-in ones and those of installed packages, looked up once."""
     found: dict[str, type[Strategy]] = {entry.name: entry.load() for entry in entry_points(group=_GROUP)}
     return dict(sorted((found | {kind.name: kind for kind in _BUILT_IN}).items()))
 
