@@ -43,8 +43,8 @@ class PacketEngine:
     Thread-safe; any number of callers share one engine, and their prompts share passes through the model.
 
     Args:
-        model: whose packets can be moved; it is checked once, here.
-        store: of packets; the engine does not close it.
+        model: whose packets can be moved; checked here, and owned by this engine until it is closed.
+        store: of packets; whoever opened it closes it.
         adapter: "auto" takes the one that is shipped for this model, if any; "none" takes none; or a file.
         strategy: for prompts that do not name another.
         namespace: a tenant's; packets of one namespace are invisible in another.
@@ -75,6 +75,7 @@ class PacketEngine:
         self._stamp = model.state_stamp()
         self._scopes: dict[Strategy, Scope] = {}
         self._reader = PromptReader(model, store, self.adapter)
+        self._owns_store = False
         self._lock = threading.Lock()
         self._worker = Worker(model, self._states)
         if self.adapter is None and self.strategy.name == "kv-packet":
@@ -101,8 +102,17 @@ class PacketEngine:
             ModelError: the model cannot be loaded.
             StoreError: the store cannot be opened.
         """
-        opened = store if isinstance(store, PacketStore) else PacketStore(store)
-        return cls(open_model(model, device), store=opened, **options)
+        loaded = open_model(model, device)
+        if isinstance(store, PacketStore):
+            return cls(loaded, store=store, **options)
+        opened = PacketStore(store)
+        try:
+            engine = cls(loaded, store=opened, **options)
+        except BaseException:
+            opened.close()
+            raise
+        engine._owns_store = True
+        return engine
 
     def scope(self, strategy: str | Strategy | None = None) -> Scope:
         """Which packets may serve the strategy's prompts."""
@@ -234,10 +244,19 @@ class PacketEngine:
         """The ids of a text as the model counts them, without special tokens around it."""
         return self.model.tokenizer.encode(text)
 
+    def count_tokens(self, text: str) -> int:
+        """Number of those ids."""
+        return len(self.token_ids(text))
+
     def close(self) -> None:
-        """End what is running and give the model its attention implementation's name back; the store stays open."""
+        """End what is running and give the model its attention implementation's name back.
+
+        A store that was given open stays open.
+        """
         self._worker.close()
         self.model.close()
+        if self._owns_store:
+            self.store.close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,11 +4,11 @@ import os
 import signal
 from types import FrameType
 
-from kvrag.cli import ask, build, store
+from kvrag.cli import ask, build, demo, store
 from kvrag.cli.app import app
 from kvrag.cli.terminal import silence_third_parties
 
-__all__ = ["app", "ask", "build", "main", "store"]
+__all__ = ["app", "ask", "build", "demo", "main", "store"]
 
 
 def main() -> None:
