@@ -91,7 +91,7 @@ class StoreFolder:
 
         name = "kvrag-" + hashlib.sha256(namespace.encode()).hexdigest()[:16]  # Chroma allows few characters in names
         try:
-            return retrieval.open_index(self.chroma, name, embedding)
+            return retrieval.open_index(self.chroma.absolute(), name, embedding)  # Chroma keeps its clients by path
         except (KVRagError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of Chroma's Rust part is no Exception

@@ -75,22 +75,22 @@ def printable(text: str) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Work during which standard output stays empty, and kvrag's warnings are lines on standard error."""
-    handler, logger, root = _Lines(), logging.getLogger("kvrag"), logging.getLogger()
-    nobody = logging.NullHandler()  # without any handler Python would print other libraries' warnings
+    handler, logger = _Lines(), logging.getLogger("kvrag")
+    propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
-    root.addHandler(nobody)
     try:
         with redirect_stdout(sys.stderr):  # LlamaIndex prints
             yield
     finally:
         logger.removeHandler(handler)
-        root.removeHandler(nobody)
+        logger.propagate = propagates
 
 
 def silence_third_parties() -> None:
     """No bars, telemetry and warnings of other libraries in this process; call it before they are imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger().addHandler(logging.NullHandler())  # or Python prints warnings, and a library may add its own
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")

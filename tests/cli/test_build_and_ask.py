@@ -1,0 +1,220 @@
+"""From a folder of files to answers."""
+
+import os
+import shutil
+import socket
+
+import pytest
+
+from tests.cli.collections_of_files import BELLS, BOXES, BREAD, GOATS, LAMPS
+
+CHUNKS = "chunks   {} added, {} unchanged, {} removed"
+
+
+def packets(stdout: str) -> str:
+    return next(line for line in stdout.splitlines() if line.startswith("packets"))
+
+
+def test_every_kind_of_file_is_read_and_the_others_are_named(documents, build):
+    result = build(documents)
+    assert "files    4 read, 3 skipped, 1 hidden left out" in result.stdout
+    assert CHUNKS.format(5, 0, 0) in result.stdout  # a PDF's pages are two
+    assert packets(result.stdout) == "packets  5 built, 0 existing, 0 too short, 0 rejected"
+    assert "skipped picture.png: not text, Markdown, HTML or PDF by its name" in result.stderr
+    assert "skipped latin.txt: not UTF-8 (byte 0)" in result.stderr
+    assert "skipped broken.pdf: " in result.stderr
+    assert ".hidden" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("question", "file", "page", "text"),
+    [
+        ("How many goats does the night boat carry?", "boats.md", None, GOATS),
+        ("What was the school bell cast from?", "sub/bells.txt", None, BELLS),
+        ("How is bread sold in the upper town?", "bread.html", None, f"Bread\n{BREAD}\nSo it is."),
+        ("What is an archive box tied with, string?", "archive.pdf", "1", BOXES),
+        ("Who trims four lamps at dusk, the lighthouse keeper?", "archive.pdf", "2", LAMPS),
+    ],
+)
+def test_an_answer_comes_from_the_packet_of_the_chunk_that_was_read(documents, build, ask, question, file, page, text):
+    build(documents)
+    told = ask(question, "--top-k", 1)
+    (source,) = told["sources"]
+    assert (source["file"], source["page"]) == (file, page)
+    assert text in source["text"]
+    assert told["cached_tokens"] > 30
+    assert told["cached_tokens"] + told["computed_tokens"] == told["prompt_tokens"]
+    assert told["completion_tokens"] == 4
+
+
+def test_all_retrieved_chunks_are_cached(documents, build, ask):
+    build(documents)
+    one, all = (ask("the night boat", "--top-k", top_k)["cached_tokens"] for top_k in (1, 99))
+    assert all > 4 * one
+
+
+def test_building_again_changes_nothing(documents, build, ask):
+    build(documents)
+    before = ask("goats", "--top-k", 5)
+    result = build(documents)
+    assert CHUNKS.format(0, 5, 0) in result.stdout
+    assert packets(result.stdout) == "packets  0 built, 5 existing, 0 too short, 0 rejected"
+    assert ask("goats", "--top-k", 5)["sources"] == before["sources"]
+
+
+def test_changed_files_replace_their_chunks_and_lost_files_take_them_along(documents, build, ask):
+    build(documents)
+    (documents / "boats.md").write_text("The day boat to Corran carries no goats at all, only the post and the baker.")
+    (documents / "sub" / "bells.txt").unlink()
+    result = build(documents)
+    assert CHUNKS.format(1, 3, 2) in result.stdout
+    told = ask("How many goats does the boat carry, and the school bell?", "--top-k", 99)
+    texts = " ".join(source["text"] for source in told["sources"])
+    assert "no goats at all" in texts
+    assert GOATS not in texts
+    assert BELLS not in texts
+
+
+def test_a_file_that_cannot_be_read_this_time_keeps_its_chunks(documents, build, ask):
+    build(documents)
+    (documents / "sub" / "bells.txt").write_bytes(b"\xff\xfe")
+    assert CHUNKS.format(0, 4, 0) in build(documents).stdout
+    assert ask("What was the school bell cast from?", "--top-k", 1)["sources"][0]["text"] == BELLS
+
+
+def test_several_folders_share_a_store(documents, build, ask, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "boats.md").write_text("The mail boat of Fennock is rowed by two sisters who never speak to each other.")
+    build(documents)
+    assert CHUNKS.format(1, 0, 0) in build(other).stdout
+    assert CHUNKS.format(0, 5, 0) in build(documents).stdout
+    assert {source["file"] for source in ask("boat", "--top-k", 6)["sources"]} >= {"boats.md", "archive.pdf"}
+    result = build(documents / "sub")  # what the model sees of a file's path has changed
+    assert CHUNKS.format(1, 0, 1) in result.stdout
+
+
+def test_long_files_are_split_by_the_models_own_tokens(documents, build, ask, model):
+    from transformers import AutoTokenizer
+
+    (documents / "long.txt").write_text(" ".join(f"Sentence {n} is about the goats of island {n}." for n in range(60)))
+    build(documents, "--chunk-tokens", 100)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    told = ask("goats of island", "--top-k", 20)
+    lengths = [
+        len(tokenizer.encode(s["text"], add_special_tokens=False)) for s in told["sources"] if s["file"] == "long.txt"
+    ]
+    assert len(lengths) > 5
+    assert max(lengths) <= 100
+    assert told["cached_tokens"] > sum(lengths)
+
+
+def test_a_context_too_long_for_one_prompt_is_asked_in_several(documents, build, ask):
+    (documents / "long.txt").write_text(" ".join(f"Sentence {n} is about the goats of island {n}." for n in range(400)))
+    build(documents, "--chunk-tokens", 500)
+    told = ask("goats of island", "--top-k", 40)
+    assert told["prompts"] > 1
+    assert told["cached_tokens"] > 4096
+
+
+def test_full_recompute_stands_beside_the_packets(documents, build, ask, kvrag, model):
+    build(documents)
+    told = ask("goats", "--full")
+    assert told["full"]["strategy"] == "full-recompute"
+    assert (told["full"]["cached_tokens"], told["cached_tokens"] > 0) == (0, True)
+    assert told["ratio"] == told["full"]["first_token_ms"] / told["first_token_ms"]
+    shown = kvrag("ask", "goats", "--model", model, "--max-new-tokens", 4, "--full")
+    assert "full-recompute" in shown.stdout
+    assert "times as long as kv-packet" in shown.stdout
+
+
+def test_an_answer_is_shown_with_its_sources_and_what_it_cost(documents, build, kvrag, model):
+    build(documents)
+    result = kvrag("ask", "What was the school bell cast from?", "--model", model, "--max-new-tokens", 4, "--top-k", 1)
+    assert "sub/bells.txt" in result.stdout
+    assert "tokens cached" in result.stdout
+    assert "first token after" in result.stdout
+
+
+def test_namespaces_do_not_see_each_other(documents, build, ask, kvrag, model, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "secret.txt").write_text("The goats of the other tenant are all called Wilhelmina, whatever they say.")
+    build(documents, "--namespace", "one tenant")
+    build(other, "--namespace", "other tenant")
+    assert [s["file"] for s in ask("goats", "--namespace", "other tenant", "--top-k", 9)["sources"]] == ["secret.txt"]
+    assert "secret.txt" not in [s["file"] for s in ask("goats", "--namespace", "one tenant", "--top-k", 9)["sources"]]
+    result = kvrag("ask", "goats", "--model", model)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "namespace 'default'" in result.stderr
+
+
+def test_the_strategy_of_the_build_answers(documents, build, ask):
+    build(documents, "--strategy", "no-recompute")
+    told = ask("goats", "--strategy", "no-recompute")
+    assert (told["strategy"], told["cached_tokens"] > 0) == ("no-recompute", True)
+
+
+def test_a_store_of_another_model_is_named(documents, build, kvrag, save_model):
+    build(documents)
+    result = kvrag("ask", "goats", "--model", save_model(1))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: expected packets of" in result.stderr
+    assert "found 5 of others in .kvrag" in result.stderr
+
+
+def test_chunks_that_lost_their_packets_are_told_about(documents, build, kvrag, model):
+    build(documents)
+    (documents / "new.txt").write_text("A new text about the submarine of the harbour office, and what it is used for.")
+    shutil.copytree(".kvrag/packets", "packets before")
+    build(documents)
+    shutil.rmtree(".kvrag/packets")
+    os.rename("packets before", ".kvrag/packets")
+    result = kvrag("ask", "submarine", "--top-k", 1, "--model", model, "--max-new-tokens", 2)
+    assert result.exit_code == 0
+    assert "0 tokens cached" in result.stdout
+    assert "warning: none of these chunks had a packet" in result.stderr
+
+
+def test_strange_names_and_strange_files_do_no_harm(documents, build, ask, tmp_path):
+    (documents / os.fsdecode(b"caf\xe9 \x1b[31m.txt")).write_text(
+        "A text in a file whose name is neither UTF-8 nor printable."
+    )
+    (documents / "loop").symlink_to(documents)
+    (documents / "gone.txt").symlink_to("nowhere")
+    (documents / "linked.txt").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("A text that lies outside, and a link in the folder that leads to it, no more.")
+    (documents / "empty.md").write_text(" \n")
+    (documents / "bom.txt").write_bytes(b"\xef\xbb\xbfA text that begins with a byte order mark, as Windows likes it.")
+    (documents / "LOUD.TXT").write_text("A text whose file name is written in capital letters, and it is read too.")
+    os.mkfifo(documents / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(documents / "socket.txt"))
+    result = build(documents)
+    assert "files    8 read" in result.stdout
+    for line in (
+        "loop: a link to a folder",
+        "gone.txt: No such file",
+        "empty.md: there is no text",
+        "pipe.txt: not a reg",
+    ):
+        assert f"skipped {line}" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert CHUNKS.format(0, 9, 0) in build(documents).stdout
+    told = ask("a file whose name is neither printable", "--top-k", 1)
+    assert told["sources"][0]["file"] == "caf\N{REPLACEMENT CHARACTER} \x1b[31m.txt"
+    assert told["cached_tokens"] > 30
+    assert ask("byte order mark, as Windows likes it", "--top-k", 1)["sources"][0]["text"].startswith("A text")
+
+
+def test_the_store_may_lie_within_the_folder(documents, build):
+    build(documents, "--store", documents / "store")
+    (documents / "store" / "note.txt").write_text("not a document")
+    assert CHUNKS.format(0, 5, 0) in build(documents, "--store", documents / "store").stdout
+
+
+def test_a_folder_below_a_hidden_one_is_read(build, tmp_path):
+    folder = tmp_path / ".config" / "documents"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text(GOATS)
+    assert "files    1 read\n" in build(folder).stdout
