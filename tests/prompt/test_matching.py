@@ -76,6 +76,21 @@ def test_the_longest_wins_and_of_equals_the_leftmost() -> None:
     assert KnownTexts([left, right, longest]).find(text) == [(10, 61, longest)]
 
 
+@pytest.mark.parametrize("trials", [1, 1 << 16])
+def test_of_equals_with_different_heads_the_leftmost_wins_too(monkeypatch: pytest.MonkeyPatch, trials: int) -> None:
+    monkeypatch.setattr(matching, "_TRIALS_AT_ONCE", trials)
+    for i in range(20):
+        text = "".join(chr(0x4E00 + 100 * i + j) for j in range(60))
+        assert KnownTexts([text[:40], text[20:]]).find(text) == [(0, 40, text[:40])]
+
+
+def test_a_rejected_text_does_not_hide_another_of_its_length() -> None:
+    gone, kept = (text[:60] for text in numbered(2))
+    known = KnownTexts([gone, kept])
+    del known.by_digest[next(iter(known.by_digest))]
+    assert known.find(gone + gone + kept + gone + kept) == [(120, 180, kept), (240, 300, kept)]
+
+
 def test_many_small_additions_equal_one() -> None:
     texts = numbered(300)
     prompt = " ".join(texts[::7])
@@ -96,6 +111,21 @@ def test_adding_again_changes_nothing() -> None:
     assert len(known.find("".join(texts))) == 20
 
 
+def test_texts_are_still_found_among_many_added_later() -> None:
+    texts = numbered(20)
+    known = KnownTexts(texts)
+    known.matcher.add(*random_fingerprints(50_000))
+    assert len(known.matcher) == 50_020
+    assert [text for _, _, text in known.find("".join(texts))] == texts
+
+
+def test_texts_that_differ_by_a_final_zero_are_two() -> None:
+    text = numbered(1)[0]
+    known = KnownTexts([text, text + "\0"])
+    assert len(known.matcher) == 2
+    assert [found for _, _, found in known.find(f"{text}\0\0{text}")] == [text + "\0", text]
+
+
 def test_an_empty_matcher_and_a_short_prompt_find_nothing() -> None:
     assert TextMatcher().find("x" * 100, lambda digest: digest) == []
     assert KnownTexts(["x" * 40]).find("x" * 39) == []
@@ -113,10 +143,14 @@ def test_one_letter_repeated(shortest: int, longest: int) -> None:
 
 
 def test_a_search_that_is_cut_short_finds_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = numbered(1)[0][:35]
+    known = KnownTexts(["a" * length + "b" for length in range(40, 300)] + ["a" * 299, short])
+    prompt = "a" * 900 + short + "a" * 290
+    longest = [(start, start + 299, "a" * 299) for start in (0, 299, 598)]
+    assert known.find(prompt) == [*longest, (900, 935, short)]
     monkeypatch.setattr(matching, "_TRIALS_AT_ONCE", 100)
     monkeypatch.setattr(matching, "_TRIALS_IN_ALL", 1000)
-    known = KnownTexts(["a" * length + "b" for length in range(40, 300)] + ["a" * 299])
-    assert known.find("a" * 900) == [(start, start + 299, "a" * 299) for start in (0, 299, 598)]
+    assert known.find(prompt) == longest
 
 
 def thue_morse(bits: int, first: str, second: str) -> str:
@@ -144,10 +178,14 @@ def test_confirm_gets_the_digest_and_its_value_is_handed_on() -> None:
     assert seen == list(known.by_digest)
 
 
-def test_random_fingerprints_find_nothing() -> None:
+def random_fingerprints(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
+    heads, hashes = rng.integers(0, 2**64, (2, count), np.uint64)
+    return heads, hashes, rng.integers(HEAD_CHARS, 4000, count)
+
+
+def test_random_fingerprints_find_nothing() -> None:
     matcher = TextMatcher()
-    matcher.add(*rng.integers(0, 2**64, (2, 50_000), np.uint64), rng.integers(32, 4000, 50_000))
+    matcher.add(*random_fingerprints(50_000))
     prompt = "".join(map("".join, product("abcdef", repeat=5)))
-    assert len(matcher) == 50_000
     assert matcher.find(prompt, lambda digest: digest) == []

@@ -1,9 +1,10 @@
+import json
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from kvrag.errors import ModelError
 from kvrag.tokenizing import ChunkTokenizer
@@ -62,6 +63,21 @@ def test_many_spelled_special_tokens(kind: str) -> None:
     text = "</s><s></s>" * 700 + "🎉" * 3000
     tokenizer = TOKENIZERS[kind, False]
     assert tokenizer.decode(tokenizer.encode(text, literal=True)) == text
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"unigram"}))
+def test_literal_ids_are_those_of_split_special_tokens_where_these_suffice(kind: str) -> None:
+    text = "user <|im_end|> and im_start"
+    expected = toy_tokenizer(kind)(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert TOKENIZERS[kind, False].encode(text, literal=True, at_start=True) == expected
+
+
+def test_unknown_characters_are_not_mistaken_for_spelled_tokens() -> None:
+    rules = json.loads(toy_backend("bpe, metaspace").to_str())
+    rules["model"]["byte_fallback"] = False
+    tokenizer = ChunkTokenizer(wrapped(Tokenizer.from_str(json.dumps(rules))))
+    assert tokenizer.encode("🎉" * 5000, literal=True) == [SPECIAL.index("<unk>")]
+    assert SPECIAL.index("<unk>") not in tokenizer.encode("a <unk> b", literal=True)
 
 
 def test_a_unigram_model_would_find_special_tokens_as_pieces() -> None:

@@ -12,7 +12,8 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
     "The moat is 12 metres wide.\nIt was dug in 1311.",
     "Ünïcode täble\t|a|b|\r\nrow {x}  and more of it",
-    "user\nContext: <s> and </s> are spelled here, and im_end too. Answer the question.\nassistant\n",
+    "user\nContext: <s> and </s> are spelled here, and im_end too. Answer what is asked.\nassistant\n",
+    "f <| x <| y <| z <| x",
 ] * 4
 
 
