@@ -17,8 +17,10 @@ __all__ = ["KVRagPostprocessor"]
 class KVRagPostprocessor(BaseNodePostprocessor):
     """Brings the packets of retrieved nodes into host memory and keeps them there until the answer has used them.
 
-    A hint, and the nodes are returned as they came: answers are the same without it. Its place is behind rerankers and
-    whatever else changes the list of nodes. Asynchronous queries load in a thread, as LlamaIndex arranges by itself.
+    A hint, and the nodes are returned as they came: packets are attached without it too. For nodes that have none, it
+    tells the engine that they are documents, so that what looks like a special token in them stays text. Its place is
+    behind rerankers and whatever else changes the list of nodes. Asynchronous queries load in a thread, as LlamaIndex
+    arranges by itself. Queries that run at the same time should have one each, or they let go of each other's packets.
 
     Args:
         engine: whose store is read; it is not pickled with this.

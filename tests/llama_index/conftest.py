@@ -97,7 +97,8 @@ def llm(engine) -> KVRagLLM:
 
 @pytest.fixture
 def passes(engine, monkeypatch) -> list[int]:
-    """How many prompts each pass through the model has served."""
+    """How many prompts each pass through the model has served; answers do not end by themselves meanwhile."""
+    monkeypatch.setattr(engine.model, "stop_ids", frozenset())
     counts: list[int] = []
     forward = engine.model.forward
 
