@@ -231,7 +231,11 @@ class PacketEngine:
     ) -> AsyncStream:
         """Answer a prompt piece by piece without blocking the event loop; as `stream`."""
         stream, settings = AsyncStream(), Sampling.of(**sampling)
-        await asyncio.to_thread(self._submit, prompt, strategy, documents, settings, stream.delivery)
+        try:
+            await asyncio.to_thread(self._submit, prompt, strategy, documents, settings, stream.delivery)
+        except BaseException:  # also when the task is cancelled while a thread submits the prompt
+            await stream.aclose()
+            raise
         return stream
 
     def prepare(

@@ -148,6 +148,11 @@ class LanguageModel:
         """An empty lane with room for `capacity` rows."""
         return Lane(self.geometry, capacity, self.dtype, self.device)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer says how a conversation is written; if not, `render` names the roles in plain text."""
+        return bool(getattr(self._chat_tokenizer, "chat_template", None))
+
     def render(self, messages: Iterable[dict[str, Any]], **options: Any) -> str:
         """The prompt string of a conversation, by the tokenizer's chat template, open for the assistant's answer.
 
@@ -155,7 +160,7 @@ class LanguageModel:
             PromptError: the template refuses the messages.
         """
         messages = list(messages)
-        if not getattr(self._chat_tokenizer, "chat_template", None):
+        if not self.has_chat_template:
             lines = [f"{message['role']}: {message['content']}" for message in messages]
             return "\n".join([*lines, "assistant: "])
         options |= {"tokenize": False, "add_generation_prompt": True}

@@ -43,9 +43,7 @@ class ModelTemplate:
     def of_completion(self, prompt: str) -> str:
         """The string as the only user message; as it is, if the tokenizer has no chat template."""
         model = self._reference.get().model
-        message = {"role": "user", "content": prompt}
-        rendered = model.render([message])
-        return prompt if rendered == f"user: {prompt}\nassistant: " else rendered
+        return model.render([{"role": "user", "content": prompt}]) if model.has_chat_template else prompt
 
 
 def _text(message: ChatMessage) -> str:

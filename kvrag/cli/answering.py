@@ -16,6 +16,7 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_kvrag import KVRagLLM, WholeChunkPromptHelper
 
 from kvrag.engine import PacketEngine
+from kvrag.errors import PromptTooLongError
 
 __all__ = ["Answer", "answer_from"]
 
@@ -54,18 +55,26 @@ def answer_from(
     strategy: str,
     max_new_tokens: int,
 ) -> Answer:
-    """The answer that a query engine in mode "compact" gives from retrieved nodes."""
+    """The answer that a query engine in mode "compact" gives from retrieved nodes.
+
+    Raises:
+        PromptTooLongError: question and answer leave no room for a chunk.
+    """
     llm = KVRagLLM(engine, strategy=strategy, max_tokens=max_new_tokens)
     helper = WholeChunkPromptHelper.from_llm(llm)
     synthesizer = get_response_synthesizer(llm=llm, response_mode="compact", prompt_helper=helper)  # pyright: ignore[reportArgumentType]
     query_engine = RetrieverQueryEngine(index.as_retriever(), synthesizer)
-    with _recorded() as raws:
-        text = str(query_engine.synthesize(QueryBundle(question), nodes)).strip()
+    try:
+        with _recorded() as raws:
+            text = str(query_engine.synthesize(QueryBundle(question), nodes)).strip()
+    except ValueError as error:  # LlamaIndex's, when it packs the prompts
+        raise PromptTooLongError(
+            f"expected question, answer and a chunk to fit into {engine.model.max_positions} tokens, the context "
+            f"window of {engine.model.name}, found no room ({error}); lower --max-new-tokens or shorten the question"
+        ) from error
     used = [raw["usage"] for raw in raws]
-    rows, cached = (
-        sum(usage["prompt_tokens"] for usage in used),
-        sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in used),
-    )
+    rows = sum(usage["prompt_tokens"] for usage in used)
+    cached = sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in used)
     return Answer(
         strategy=strategy,
         answer=text,

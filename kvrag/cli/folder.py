@@ -63,7 +63,7 @@ class StoreFolder:
         if _is_packet_store(self.root):
             raise StoreError(f"expected a store made by `kvrag build`, found the bare packet store {self.root}")
         if not (_is_packet_store(self.packets) and self.chroma.is_dir()):
-            found = "something else" if self.root.exists() else "no such folder"
+            found = "no finished build" if self.root.is_dir() else "a file" if self.root.exists() else "no such folder"
             raise StoreError(
                 f"expected a store at {self.root}, found {found}; "
                 f"run: kvrag build FOLDER --store {self.root}, or give --store"

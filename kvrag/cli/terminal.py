@@ -7,7 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -34,17 +35,19 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+_stdout: ContextVar[TextIO | None] = ContextVar("stdout", default=None)
 _LOUD = ("chromadb", "huggingface_hub", "llama_index", "pypdf", "sentence_transformers", "transformers")
 
 
 def results() -> Console:
-    """Standard output for people; into a pipe it is wide, so that no table is cut."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    """Standard output for people, in quiet work too; into a pipe it is wide, so that no table is cut."""
+    out = _stdout.get() or sys.stdout
+    return Console(file=out, highlight=False, width=None if out.isatty() else 160)
 
 
 def write_json(value: Any) -> None:
     """One JSON value on standard output."""
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(json.dumps(value, indent=2), file=_stdout.get())
 
 
 def complain(message: str) -> None:
@@ -74,14 +77,16 @@ def printable(text: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Work during which standard output stays empty, and kvrag's warnings are lines on standard error."""
+    """Work during which standard output has results only, and kvrag's warnings are lines on standard error."""
     handler, logger = _Lines(), logging.getLogger("kvrag")
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
+    before = _stdout.set(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):  # LlamaIndex prints
             yield
     finally:
+        _stdout.reset(before)
         logger.removeHandler(handler)
         logger.propagate = propagates
 

@@ -91,10 +91,12 @@ class Hold:
         self.packets: Mapping[PacketKey, Packet] = {key: entry.packet for key, entry in entries.items()}
         self._memory = memory
         self._entries = list(entries.values())
+        self._lock = threading.Lock()
 
     def release(self) -> None:
         """Let the packets go; calling it again does nothing."""
-        entries, self._entries = self._entries, []
+        with self._lock:
+            entries, self._entries = self._entries, []
         self._memory._unpin(entries)
 
     def __enter__(self) -> "Hold":

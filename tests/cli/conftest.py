@@ -81,3 +81,22 @@ def processes() -> Iterator[ProcessServer]:
     server = ProcessServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def expected(model, tmp_path_factory) -> Any:
+    """What is cached and retrieved after an undisturbed build of the documents in chunks of 32 tokens."""
+    folder = tmp_path_factory.mktemp("expected")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "sentence_embedding", WordEmbedding)
+        patch.chdir(folder)
+        options = ["--model", str(model), "--store", str(folder / "store")]
+        CliRunner().invoke(app, ["build", str(write_documents(folder / "documents")), "--chunk-tokens", "32", *options])
+        arguments = ["ask", "goats", "--top-k", "99", "--json", "--max-new-tokens", "4", *options]
+        return summary(json.loads(CliRunner().invoke(app, arguments).stdout))
+
+
+def summary(told: Any) -> Any:
+    """Chunks and tokens of an answer, without scores and texts that depend on the order of equals."""
+    sources = sorted((source["file"], source["page"] or "", source["text"]) for source in told["sources"])
+    return sources, told["cached_tokens"]

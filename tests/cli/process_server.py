@@ -17,6 +17,18 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any, NamedTuple
 
+PRELOADED = (
+    "chromadb",
+    "kvrag.cli.answering",
+    "kvrag.cli.web_page",
+    "llama_index.readers.file",
+    "llama_index.vector_stores.chroma",
+    "nltk",
+    "pypdf",
+    "transformers.generation.utils",
+    "transformers.models.llama.modeling_llama",
+)
+
 
 class Ended(NamedTuple):
     code: int
@@ -38,7 +50,13 @@ class Running:
 class ProcessServer:
     def __init__(self) -> None:
         root = Path(__file__).parents[2]
-        self.process = Popen([sys.executable, "-m", "tests.cli.process_server"], cwd=root, stdin=PIPE, stdout=PIPE)
+        self.process = Popen(
+            [sys.executable, "-m", "tests.cli.process_server"],
+            cwd=root,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=PIPE,
+            stdout=PIPE,
+        )
 
     def start(self, arguments: Sequence[object], folder: Path, at: tuple[str, int, int] | None = None) -> Running:
         """Begin `kvrag ARGUMENTS` in `folder`; `at` is a function's module:name, the number of a call, and a signal."""
@@ -73,9 +91,9 @@ def serve() -> None:
     from kvrag.cli.terminal import silence_third_parties
 
     silence_third_parties()
-    for name in ("chromadb", "kvrag.cli.answering", "kvrag.cli.web_page", "llama_index.readers.file", "pypdf"):
+    for name in PRELOADED:
         importlib.import_module(name)
-    importlib.import_module("llama_index.vector_stores.chroma")
+    importlib.import_module("kvrag.cli.nodes").make_splitter(64, str.split)  # imports a good deal more
     for line in sys.stdin:
         action, what = json.loads(line)
         if action == "start":

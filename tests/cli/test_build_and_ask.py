@@ -3,9 +3,13 @@
 import os
 import shutil
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from kvrag.cli import build as build_command
+from kvrag.cli.documents import Skipped, UnreadableError, find_files, read_documents
 from tests.cli.collections_of_files import BELLS, BOXES, BREAD, GOATS, LAMPS
 
 CHUNKS = "chunks   {} added, {} unchanged, {} removed"
@@ -26,25 +30,21 @@ def test_every_kind_of_file_is_read_and_the_others_are_named(documents, build):
     assert ".hidden" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("question", "file", "page", "text"),
-    [
-        ("How many goats does the night boat carry?", "boats.md", None, GOATS),
+def test_answers_come_from_the_packets_of_the_chunks_that_were_read(documents, build, ask):
+    build(documents)
+    for question, file, page, text in (
+        ("How many goats does the night boat carry?", "boats.md", None, f"# Boats\n\n{GOATS}"),
         ("What was the school bell cast from?", "sub/bells.txt", None, BELLS),
         ("How is bread sold in the upper town?", "bread.html", None, f"Bread\n{BREAD}\nSo it is."),
         ("What is an archive box tied with, string?", "archive.pdf", "1", BOXES),
         ("Who trims four lamps at dusk, the lighthouse keeper?", "archive.pdf", "2", LAMPS),
-    ],
-)
-def test_an_answer_comes_from_the_packet_of_the_chunk_that_was_read(documents, build, ask, question, file, page, text):
-    build(documents)
-    told = ask(question, "--top-k", 1)
-    (source,) = told["sources"]
-    assert (source["file"], source["page"]) == (file, page)
-    assert text in source["text"]
-    assert told["cached_tokens"] > 30
-    assert told["cached_tokens"] + told["computed_tokens"] == told["prompt_tokens"]
-    assert told["completion_tokens"] == 4
+    ):
+        told = ask(question, "--top-k", 1)
+        (source,) = told["sources"]
+        assert (source["file"], source["page"], source["text"].strip()) == (file, page, text)
+        assert told["cached_tokens"] > 30
+        assert told["cached_tokens"] + told["computed_tokens"] == told["prompt_tokens"]
+        assert told["completion_tokens"] == 4
 
 
 def test_all_retrieved_chunks_are_cached(documents, build, ask):
@@ -218,3 +218,44 @@ def test_a_folder_below_a_hidden_one_is_read(build, tmp_path):
     folder.mkdir(parents=True)
     (folder / "a.txt").write_text(GOATS)
     assert "files    1 read\n" in build(folder).stdout
+
+
+def test_a_folder_that_cannot_be_entered_this_time_keeps_its_chunks(documents, build, monkeypatch):
+    build(documents)
+
+    def without_sub(folder, **options):
+        found = find_files(folder, **options)
+        found.files = [path for path in found.files if path.parent.name != "sub"]
+        found.skipped.append(Skipped(folder / "sub", "Permission denied"))
+        return found
+
+    monkeypatch.setattr(build_command, "find_files", without_sub)
+    result = build(documents)
+    assert CHUNKS.format(0, 4, 0) in result.stdout
+    assert "skipped sub: Permission denied" in result.stderr
+
+
+def test_folders_and_files_without_permission_are_named():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "locked").mkdir(mode=0o000)
+        (folder / "locked.txt").write_text(GOATS)
+        (folder / "locked.txt").chmod(0o000)
+        somebody_else = 65534 if os.geteuid() == 0 else os.geteuid()
+        before = os.geteuid()
+        os.seteuid(somebody_else)
+        try:
+            found = find_files(folder, leave_out=folder / ".kvrag")
+            with pytest.raises(UnreadableError, match="Permission denied"):
+                read_documents(folder / "locked.txt", "locked.txt")
+        finally:
+            os.seteuid(before)
+    assert [(skip.path.name, skip.reason) for skip in found.skipped] == [("locked", "Permission denied")]
+
+
+def test_question_and_answer_must_leave_room_for_a_chunk(documents, build, kvrag, model):
+    build(documents)
+    result = kvrag("ask", "goats", "--model", model, "--max-new-tokens", 4096)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "lower --max-new-tokens" in result.stderr

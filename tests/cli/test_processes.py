@@ -5,33 +5,16 @@ import signal
 
 import pytest
 
-from tests.cli.collections_of_files import write_documents
+from tests.cli.conftest import summary
 
 TRACEBACK = "Traceback"
-
-
-@pytest.fixture
-def expected(build, tmp_path, ask):
-    """What an undisturbed build of the documents leads to."""
-    documents = write_documents(tmp_path / "elsewhere" / "documents")
-    build(documents, "--store", tmp_path / "elsewhere" / "store", "--chunk-tokens", 32)
-    told = ask("goats", "--top-k", 99, "--store", tmp_path / "elsewhere" / "store")
-    return summary(told)
-
-
-def summary(told):
-    sources = sorted((source["file"], source["page"] or "", source["text"]) for source in told["sources"])
-    return sources, told["cached_tokens"]
 
 
 @pytest.mark.parametrize(
     "at",
     [
-        ("kvrag.engine:PacketEngine.build", 1),
-        ("kvrag.store.packet_store:PacketStore.put", 1),
         ("kvrag.store.packet_store:PacketStore.put", 3),
         ("kvrag.store.index:Index.add", 2),
-        ("kvrag.demo.retrieval:open_index", 1),
         ("kvrag.demo.retrieval:add_nodes", 1),
         ("llama_index.vector_stores.chroma:ChromaVectorStore.delete_nodes", 1),
     ],

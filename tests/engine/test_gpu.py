@@ -1,0 +1,49 @@
+"""On a GPU the engine gives the answers it gives on the CPU."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from kvrag.engine import PacketEngine
+from kvrag.model import LanguageModel
+from kvrag.store import PacketStore
+
+from ..conftest import CHUNKS, TINY, build_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+PROMPT = "Documents:\n" + "\n\n".join(CHUNKS) + "\nQuestion: how many goats? Answer:"
+
+
+def answers(device, hf_tokenizer, folder):
+    model = LanguageModel(build_model(LlamaConfig(**TINY)).to(device), hf_tokenizer, name="tiny")
+    with (
+        PacketStore(folder) as store,
+        PacketEngine(model, store=store, adapter="none", strategy="no-recompute") as engine,
+    ):
+        built = engine.build(CHUNKS)
+        packets = {key: p.kv for key, p in engine.prepare(PROMPT).packets.items()}
+        attached = engine.generate(PROMPT, max_new_tokens=40)
+        full = engine.generate(PROMPT, max_new_tokens=40, strategy="full-recompute")
+    return built, packets, attached, full
+
+
+def test_answers_and_packets_are_those_of_the_cpu(hf_tokenizer, tmp_path):
+    built, packets, attached, full = answers("cpu", hf_tokenizer, tmp_path / "cpu")
+    gpu_built, gpu_packets, gpu_attached, gpu_full = answers("cuda", hf_tokenizer, tmp_path / "cuda")
+    assert gpu_built.built == built.built == len(CHUNKS)
+    assert packets.keys() == gpu_packets.keys()  # the identity does not depend on the device
+    for key, kv in packets.items():
+        torch.testing.assert_close(gpu_packets[key], kv, rtol=1e-3, atol=1e-3)
+    assert gpu_attached.usage == attached.usage
+    assert gpu_attached.token_ids == attached.token_ids
+    assert gpu_full.token_ids == full.token_ids
+
+
+def test_packets_built_on_the_cpu_serve_the_gpu(hf_tokenizer, tmp_path):
+    _, _, attached, _ = answers("cpu", hf_tokenizer, tmp_path)
+    built, _, gpu_attached, _ = answers("cuda", hf_tokenizer, tmp_path)
+    assert built.existing == len(CHUNKS)
+    assert gpu_attached.token_ids == attached.token_ids
