@@ -71,10 +71,10 @@ class Spans:
         return heads
 
     def hashes(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """`[M]` hashes of the spans at `starts` [M] of `lengths` [M]."""
-        hashes = self.sums[starts + lengths]
-        hashes -= self.sums[starts]
-        hashes *= self._inverses[starts]
+        """`[M]` hashes of the spans at `starts` [M] of `lengths` [M]; of no meaning where a span passes the end."""
+        hashes = self.sums.take(starts + lengths, mode="clip")
+        hashes -= self.sums.take(starts, mode="clip")
+        hashes *= self._inverses.take(starts, mode="clip")
         return hashes
 
 
@@ -108,7 +108,7 @@ class HashFilter:
         return found[self._look(scramble(values[found]))]
 
     def _look(self, places: np.ndarray) -> np.ndarray:
-        bits = self._bits.take((places >> self._shift).view(np.int64), mode="clip")  # no place needs it; it is faster
+        bits = self._bits.take((places >> self._shift).view(np.int64), mode="clip")  # faster than a check of each place
         bits >>= places.astype(np.uint8) & 7
         bits &= 1
         return bits.view(bool)

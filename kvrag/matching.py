@@ -98,6 +98,7 @@ class TextMatcher:
             tried += len(starts)
             keys = _keys(spans.hashes(starts, lengths), lengths)
             proposed = possible.search(keys)
+            proposed = proposed[starts[proposed] + lengths[proposed] <= len(text)]
             proposed = proposed[_known(runs, keys[proposed])]
             if selection.extend(starts[proposed], lengths[proposed]):
                 trials.keep(selection.free(trials.starts, HEAD_CHARS))
@@ -143,7 +144,6 @@ class _Trials:
     """
 
     def __init__(self, spans: Spans, runs: tuple[_Run, ...], possible: HashFilter) -> None:
-        self._end = len(spans.text)
         heads = spans.heads()
         starts = possible.search(heads)
         self.starts = starts[np.argsort(heads[starts], kind="stable")]
@@ -162,16 +162,14 @@ class _Trials:
         return self.rows.shape[1] > 0
 
     def next(self) -> tuple[np.ndarray, np.ndarray]:
-        """Starts [M] and lengths [M] of the next spans; takes their rows off."""
+        """Starts [M] and lengths [M] of the next spans, some beyond the end of the text; takes their rows off."""
         _, first, last = self.rows[:, :_TRIALS_AT_ONCE]
         size = max(1, int(np.searchsorted(np.cumsum(last - first), _TRIALS_AT_ONCE, side="right")))
         # All spans of one length are decided together, or the leftmost might come too late.
         size = int(np.searchsorted(self.rows[0], self.rows[0, size - 1], side="right"))
         (lengths, first, last), self.rows = self.rows[:, :size], self.rows[:, size:]
         lengths = np.repeat(-lengths, last - first)
-        starts = self.starts[_ranges(first, last)]
-        fits = starts + lengths <= self._end
-        return starts[fits], lengths[fits]
+        return self.starts[_ranges(first, last)], lengths
 
     def keep(self, mask: np.ndarray) -> None:
         """Keep only the starts where `mask` [M] is true."""
