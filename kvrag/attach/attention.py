@@ -78,7 +78,7 @@ class AttentionPass:
         self.layers_seen += 1
         keys = [of_layer[layer] for of_layer in self._keys]
         values = [of_layer[layer] for of_layer in self._values]
-        return packet_attention(query.transpose(0, 1).contiguous(), keys, values, self._table, scaling)
+        return packet_attention(query.transpose(0, 1), keys, values, self._table, scaling)
 
     def commit(self) -> None:
         """Make the rows of a pass that went through part of their lanes."""

@@ -3,9 +3,13 @@
 Exit codes: 0 done, 1 failure, 2 wrong usage, 130 interrupted.
 """
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +18,10 @@ from typer.core import TyperGroup
 from kvrag.cli.terminal import complain
 from kvrag.errors import KVRagError, SettingsError
 
-__all__ = ["app"]
+__all__ = ["FAILURE", "app", "catch_interrupts"]
+
+_INTERRUPTED = "interrupted; run the same command again to complete what it had begun"
+_interrupted = threading.Event()
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -46,11 +53,14 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            complain("interrupted; run the same command again to complete what it had begun")
+            complain(_INTERRUPTED)
             raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, typer.Abort, SystemExit, BrokenPipeError):
             raise
         except BaseException as error:  # Chroma's panics are no Exceptions
+            if _interrupted.is_set():  # somebody took the interrupt for an error of his own: transformers' lazy imports
+                complain(_INTERRUPTED)
+                raise typer.Exit(INTERRUPTED) from None
             if _is_usage(error) or ctx.params.get("debug"):
                 raise
             complain(_explained(error))
@@ -64,6 +74,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Answer questions about your documents without reading the same chunks again for every question.",
 )
+
+
+def catch_interrupts() -> None:
+    """Let the first Ctrl-C of this process end it tidily, the second at once: what is on disk survives a kill."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not when started with interrupts ignored
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def _print_version(wanted: bool) -> None:

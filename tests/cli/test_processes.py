@@ -45,6 +45,13 @@ def test_ctrl_c_is_one_line_and_the_next_run_completes(processes, documents, bui
     assert summary(ask("goats", "--top-k", 99)) == expected
 
 
+def test_an_interrupt_that_somebody_else_swallowed_is_still_one(processes, documents, model, tmp_path):
+    at = ("tests.cli.process_server:swallow", 1, signal.SIGINT)
+    ended = processes.run(["build", documents, "--model", model], tmp_path, at)
+    assert (ended.code, ended.stdout) == (130, "")
+    assert ended.stderr.splitlines()[-1].startswith("error: interrupted")
+
+
 def test_two_builds_at_once_share_the_work(processes, documents, ask, kvrag, model, tmp_path, expected):
     arguments = ["build", documents, "--model", model, "--chunk-tokens", 32]
     ended = [running.wait() for running in [processes.start(arguments, tmp_path) for _ in range(2)]]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from kvrag_kernels.packet_attention.reference import rotate_back
 from kvrag_kernels.packet_attention.table import AttentionItem, AttentionTable
 
 __all__ = ["is_supported", "packet_attention_cpu"]
@@ -50,28 +49,44 @@ def packet_attention_cpu(
 
 
 def _rotations(q: torch.Tensor, table: AttentionTable) -> torch.Tensor | Sequence[torch.Tensor]:
-    """The queries [H, S, G, D] rotated back by every row of the table: [R, H, S, G, D]."""
+    """The queries [H, S, G, D] rotated back by every row of the table: [R, H, S, G, D].
+
+    `rotate_back` of the reference, written with few passes over memory.
+    """
     if not len(table.cos):
         return ()
-    compute = torch.promote_types(q.dtype, torch.float32)
-    cos = table.cos[:, None, None, None].to(compute)
-    sin = table.sin[:, None, None, None].to(compute)
-    return rotate_back(q.to(compute), cos, sin).to(q.dtype)
+    x = q.to(torch.promote_types(q.dtype, torch.float32))
+    cos, sin = (angles[:, None, None, None].to(x.dtype) for angles in (table.cos, table.sin))
+    half = cos.shape[-1]
+    lo, hi = x[..., :half], x[..., half : 2 * half]
+    rotated = torch.empty((len(cos), *q.shape), dtype=q.dtype)
+    turned = (lo * cos).addcmul_(hi, sin)
+    rotated[..., :half] = turned
+    torch.mul(hi, cos, out=turned).addcmul_(lo, sin, value=-1)
+    rotated[..., half : 2 * half] = turned
+    rotated[..., 2 * half :] = q[..., 2 * half :]
+    return rotated
 
 
 def _partials(q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, diagonal: int | None, scaling: float):
     """Yield output [H, N, G, D] and log-sum-exp [H, N, G] over the visible tokens, in one or two pieces."""
-    H, N, G, D = q.shape
     T = key.shape[1]
-    if diagonal is not None and N == 1:
-        key, value, diagonal = key[:, : diagonal + 1], value[:, : diagonal + 1], None
-    full = T if diagonal is None else min(diagonal, T)  # tokens that every row sees
+    if diagonal is None or (q.shape[1] == 1 and diagonal >= T - 1):
+        yield _whole(q, key, value, scaling)
+        return
+    full = min(diagonal, T)  # tokens that every row sees
     if full > 0:
-        folded = q.reshape(1, H, N * G, D)
-        out, lse = _flash(folded, key[None, :, :full], value[None, :, :full], 0.0, False, scale=scaling)  # pyright: ignore[reportOptionalCall]
-        yield out.view(H, N, G, D), lse.view(H, N, G)
-    if diagonal is not None and full < T:
+        yield _whole(q, key[:, :full], value[:, :full], scaling)
+    if full < T:
         yield _causal(q, key[:, full:], value[:, full:], scaling)
+
+
+def _whole(q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float):
+    """Every row sees every token: output [H, N, G, D] and log-sum-exp [H, N, G]."""
+    H, N, G, D = q.shape
+    folded = q.reshape(1, H, N * G, D)
+    out, lse = _flash(folded, key.unsqueeze(0), value.unsqueeze(0), 0.0, False, scale=scaling)  # pyright: ignore[reportOptionalCall]
+    return out.view(H, N, G, D), lse.view(H, N, G)
 
 
 def _causal(q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float):
@@ -90,10 +105,14 @@ def _merge(
     parts: list[tuple[AttentionItem, slice, torch.Tensor, torch.Tensor]], q: torch.Tensor, table: AttentionTable
 ) -> torch.Tensor:
     """Merge partial results by log-sum-exp, within groups and then across them: [H, S, G, D]."""
+    groups = [item.group for item, *_ in parts]
+    if all(rows == slice(0, q.shape[1]) for _, rows, *_ in parts):  # always so while decoding a single request
+        share = _shares(torch.stack([lse for *_, lse in parts]), groups, table)
+        return (share[..., None] * torch.stack([out for _, _, out, _ in parts])).sum(0).to(q.dtype)
     lse = torch.full((len(parts), *q.shape[:-1]), -torch.inf, dtype=parts[0][3].dtype)  # [N, H, S, G]
     for number, (_, rows, _, part) in enumerate(parts):
         lse[number, :, rows] = part
-    share = _shares(lse, [item.group for item, *_ in parts], table)
+    share = _shares(lse, groups, table)
     merged = torch.zeros(q.shape, dtype=lse.dtype)
     for number, (_, rows, out, _) in enumerate(parts):
         merged[:, rows].addcmul_(share[number, :, rows, :, None], out)
