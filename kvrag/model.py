@@ -136,7 +136,7 @@ class LanguageModel:
         )
 
     def state_stamp(self) -> int:
-        """Changes when somebody trains, swaps or switches the model's weights in place; 1 ms, so it is taken per call."""
+        """Changes when somebody trains, swaps or switches the model's weights in place; cheap enough for every call."""
         modules = _all_modules(self._model)
         weights = (p for module in modules for p in module._parameters.values() if p is not None)
         versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights)
@@ -352,7 +352,8 @@ def _all_modules(model: Any) -> list[Any]:
 def _switches(modules: Iterable[Any]) -> tuple[str, ...]:
     """Which LoRA-like adapters of the user's model are on."""
     modules = list(modules)
-    kinds = {kind for kind in {type(m) for m in modules} if hasattr(kind, "disable_adapters")}
+    kinds = {type(m) for m in modules}  # of a tuner's layers it is a property, of whole models a method
+    kinds = {kind for kind in kinds if isinstance(getattr(kind, "disable_adapters", None), property)}
     return tuple(sorted({f"{m.active_adapters}{m.disable_adapters}" for m in modules if type(m) in kinds}))
 
 
