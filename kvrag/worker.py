@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from kvrag.attach import ComputedStates
+from kvrag.attach import ComputedStates, release_helpers
 from kvrag.completion import Completion, Delivery, Timings, Usage
 from kvrag.errors import EngineError
 from kvrag.generate import Sampler, TextStream
@@ -204,6 +204,8 @@ class Worker:
     def _send(self, item: "Request | Callable[[], None]") -> None:
         if self._closed:
             raise EngineError("expected an open engine, found a closed one; create another")
+        if self._model.device.type == "cpu":
+            release_helpers()  # the caller waits now; its threads would only be in the worker's way
         self._inbox.put(item)
 
     def _loop(self) -> None:

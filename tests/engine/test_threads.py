@@ -1,0 +1,27 @@
+"""OpenMP helpers are given back, and made again when they are needed."""
+
+import os
+
+import torch
+
+from kvrag.attach import release_helpers
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_a_thread_computes_the_same_after_giving_its_helpers_back():
+    a = torch.randn(600, 600)
+    before = a @ a
+    release_helpers()
+    release_helpers()
+    assert torch.equal(a @ a, before)
+
+
+def test_helpers_go_when_they_are_released():
+    torch.randn(600, 600) @ torch.randn(600, 600)
+    with_helpers = threads()
+    release_helpers()
+    if with_helpers > 1 and torch.get_num_threads() > 1:
+        assert threads() < with_helpers
