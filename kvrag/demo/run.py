@@ -128,10 +128,16 @@ class DemoSetup:
 
     def query_engine(self, strategy: str, *, top_k: int, max_new_tokens: int) -> Any:
         """LlamaIndex's own query engine in its default mode; nothing but the strategy sets the two columns apart."""
-        from llama_index_kvrag import KVRagLLM
+        from llama_index_kvrag import KVRagLLM, KVRagPostprocessor
 
-        llm = KVRagLLM(self.engine, strategy=strategy, max_tokens=max_new_tokens, stop=["\n"])
-        return self.index.as_query_engine(llm=llm, similarity_top_k=top_k, response_mode="compact")
+        return self.index.as_query_engine(
+            llm=KVRagLLM(self.engine, strategy=strategy, max_tokens=max_new_tokens, stop=["\n"]),
+            node_postprocessors=[
+                KVRagPostprocessor(self.engine)
+            ],  # packets reach host memory before the prompt is made
+            similarity_top_k=top_k,
+            response_mode="compact",
+        )
 
 
 def open_demo(
