@@ -212,6 +212,8 @@ class Worker:
         active: list[Request] = []
         while True:
             while not active or not self._inbox.empty():
+                if self._inbox.empty() and self._model.device.type == "cpu":
+                    release_helpers()  # while this thread waits, others compute: an embedding, another engine
                 item = self._inbox.get()
                 if item is None:
                     return self._end(active)

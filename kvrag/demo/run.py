@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ class DemoReport:
             "adapter": self.adapter,
             "strategy": self.strategy,
             "top_k": self.top_k,
+            "date": str(date.today()),
         }
 
 
