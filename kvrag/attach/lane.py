@@ -32,10 +32,6 @@ class Geometry:
         shape = (self.layers, 2, self.kv_heads, tokens, self.head_dim)
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        return self.layers * 2 * self.kv_heads * self.head_dim * dtype.itemsize
-
 
 @dataclass(frozen=True, eq=False)
 class Extent:

@@ -1,5 +1,7 @@
 """What is exact, measured: attaching equals computing wherever the two mean the same."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -9,7 +11,8 @@ from kvrag.attach import ComputedStates, Extent
 from kvrag.builder import encode_batch, tokenize_chunk
 from kvrag.model import Rows
 from kvrag.packet import digest_fields
-from kvrag.plan import plan_lane
+from kvrag.plan import plan_lane, remember
+from kvrag.prompt import SoftSegment
 from kvrag.strategies import FullRecompute, KVPacket, NoRecompute
 
 from ..conftest import CHUNKS
@@ -188,8 +191,6 @@ def test_states_of_earlier_prompts_change_nothing(exact):
     """Text before the first packet, a repeated prompt and a next turn come from states, and give the same logits."""
     exact.build(CHUNKS)
     model, states = exact.model, ComputedStates(1 << 24)
-    from kvrag.plan import remember
-
     first = exact.prepare(prompt_of(CHUNKS[:3]))
     plan = plan_lane(model, first, states, 8)
     model.forward([plan.rows])
@@ -238,3 +239,39 @@ def test_an_extent_placed_at_its_own_position_needs_no_turn(exact):
     (packet,) = encode_batch(exact.model, None, scope, [tokenize_chunk(exact.model, scope, CHUNKS[0])])
     assert Extent.of_packet(packet, 0, 0, exact.model.device).turn == 0
     assert Extent.of_packet(packet, 17, 0, exact.model.device).turn == 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Linked(NoRecompute):
+    """Trained embeddings behind every packet, computed at question time: KVLink's idea."""
+
+    name = "linked"
+
+    def arrange(self, segments, adapter):
+        link = SoftSegment("link", len(adapter.soft("link")))
+        return [s for segment in segments for s in ([segment, link] if hasattr(segment, "key") else [segment])]
+
+
+def test_soft_segments_between_packets_equal_one_pass_and_are_reused(new_engine):
+    identity = new_engine(dtype=torch.float64).model.identity
+    torch.manual_seed(6)
+    header = AdapterHeader(weights=identity.weights, config=identity.config)
+    adapter = Adapter(header, {"link": torch.randn(2, 64) * 0.2})
+    engine = new_engine(dtype=torch.float64, strategy=Linked(), adapter=adapter)
+    engine.build(CHUNKS)
+    prompt = prompt_of(CHUNKS)
+    attached, plan = first_logits(engine, prompt)
+    prepared = engine.prepare(prompt)
+    embed = engine.model._model.get_input_embeddings()
+    pieces = [
+        adapter.soft("link").double() if isinstance(segment, SoftSegment) else embed(torch.tensor(segment.ids))
+        for segment in prepared.segments
+    ]
+    embeds = torch.cat(pieces).detach()
+    assert len(embeds) == prepared.tokens
+    close(attached, plain_logits(engine.model, None, range(len(embeds)), block_mask(prepared), embeds)[-1])
+    states = ComputedStates(1 << 24)
+    remember(plan, states, [])
+    again = plan_lane(engine.model, prepared, states, 1)
+    assert len(again.rows.ids) == 1
+    torch.testing.assert_close(engine.model.forward([again.rows])[0], attached, rtol=1e-9, atol=1e-9)
