@@ -48,6 +48,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/ttft.py
+	$(BIN)/kvrag demo --json > benchmarks/results/demo-cpu.json.new
+	mv benchmarks/results/demo-cpu.json.new benchmarks/results/demo-cpu.json
 
 clean:
 	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis

@@ -154,11 +154,6 @@ class PacketHeader(_Frozen):
         """The scope in which this packet may be used."""
         return Scope(self.identity, self.recipe, self.namespace)
 
-    @property
-    def offset(self) -> int:
-        """Position at which the packet's first key was rotated."""
-        return self.recipe.dropped
-
 
 @dataclass(frozen=True, eq=False)
 class Packet:

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kvrag.adapter import Adapter
 from kvrag.matching import Match, fingerprint
@@ -88,8 +89,8 @@ class PromptReader:
             arranged[-1] = _as_text(arranged[-1])
         soft = dict(self._adapter.tensors) if self._adapter is not None else {}
         chain = f"{scope.digest}/{strategy!r}"
-        lengths = [Prepared((), (), packets, soft, chain, False).length(segment) for segment in arranged]
-        return Prepared(arranged, strategy.starts(lengths), packets, soft, chain, strategy.keeps_computed)
+        unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed)
+        return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))
 
     def _load(self, key: PacketKey, scope: Scope, text: str) -> Packet | None:
         """The packet, if it is whole and holds this text's tokens in this model's shape."""

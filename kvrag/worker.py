@@ -204,16 +204,15 @@ class Worker:
     def _send(self, item: "Request | Callable[[], None]") -> None:
         if self._closed:
             raise EngineError("expected an open engine, found a closed one; create another")
-        if self._model.device.type == "cpu":
-            release_helpers()  # the caller waits now; its threads would only be in the worker's way
+        self._release_helpers()  # the caller waits now; its threads would only be in the worker's way
         self._inbox.put(item)
 
     def _loop(self) -> None:
         active: list[Request] = []
         while True:
             while not active or not self._inbox.empty():
-                if self._inbox.empty() and self._model.device.type == "cpu":
-                    release_helpers()  # while this thread waits, others compute: an embedding, another engine
+                if self._inbox.empty():
+                    self._release_helpers()  # while this thread waits, others compute: an embedding, another engine
                 item = self._inbox.get()
                 if item is None:
                     return self._end(active)
@@ -222,6 +221,11 @@ class Worker:
                 else:
                     item()
             active = step(self._model, self._states, active)
+
+    def _release_helpers(self) -> None:
+        """Have the calling thread give its OpenMP helpers back, if the model computes on the same cores."""
+        if self._model.device.type == "cpu":
+            release_helpers()
 
     def _end(self, active: list[Request]) -> None:
         """What runs fails, and so does what came too late: nobody shall wait for a closed worker."""
