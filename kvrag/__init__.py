@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kvrag.errors import (
     AdapterError,
     CorruptPacketError,
+    DataError,
     EngineError,
     KVRagError,
     ModelError,
@@ -43,6 +44,7 @@ __all__ = [
     "BuildReport",
     "Completion",
     "CorruptPacketError",
+    "DataError",
     "EngineError",
     "FullRecompute",
     "Identity",

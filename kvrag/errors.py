@@ -2,6 +2,7 @@
 
     KVRagError
     ├── AdapterError             an adapter file that cannot be read or belongs to another model
+    ├── DataError                questions or templates that cannot be read
     ├── EngineError              the engine is closed, or its worker failed
     ├── ModelError               a model or tokenizer that cannot be loaded
     │   └── UnsupportedModelError    it loads, but its packets cannot be moved exactly
@@ -17,6 +18,7 @@ Every message says what was expected, what was found and what to do.
 __all__ = [
     "AdapterError",
     "CorruptPacketError",
+    "DataError",
     "EngineError",
     "KVRagError",
     "ModelError",
@@ -34,6 +36,10 @@ class KVRagError(Exception):
 
 class AdapterError(KVRagError):
     """An adapter file cannot be read, or it was trained for another model."""
+
+
+class DataError(KVRagError):
+    """Questions, passages or prompt templates cannot be read, or there are none."""
 
 
 class EngineError(KVRagError):
