@@ -1,12 +1,13 @@
 """Chunks to packets."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from kvrag.adapter import Adapter
-from kvrag.errors import PromptError, PromptTooLongError
+from kvrag.errors import AdapterError, PromptError, PromptTooLongError
 from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, Scope
 
@@ -81,8 +82,17 @@ def batches(chunks: Iterable[Chunk], tokens: int = _BATCH_TOKENS) -> Iterator[li
 
 
 def encode_batch(model: LanguageModel, adapter: Adapter | None, scope: Scope, chunks: Sequence[Chunk]) -> list[Packet]:
-    """Encode every chunk alone, all of them in one pass without padding."""
+    """Encode every chunk alone, all of them in one pass without padding.
+
+    Raises:
+        AdapterError: the recipe wants what the adapter does not have.
+    """
     recipe = scope.recipe
+    if recipe.uses_adapter and (adapter is None or (recipe.writer and not adapter.rank)):
+        raise AdapterError(
+            f"expected an adapter with {'a writer' if recipe.writer else 'soft tokens'}, as the recipe wants, found "
+            f"{'none' if adapter is None else 'one without'}; pass the adapter that the recipe was made from"
+        )
     rows: list[Rows] = []
     for chunk in chunks:
         soft: list[tuple[int, torch.Tensor]] = []
@@ -94,8 +104,15 @@ def encode_batch(model: LanguageModel, adapter: Adapter | None, scope: Scope, ch
             if count and adapter is not None:
                 soft.append((row, adapter.soft(name)[:count].to(model.device, model.dtype)))
         rows.append(Rows(model.new_lane(len(ids)), ids, range(len(ids)), soft))
-    model.forward(rows)
+    with _writer(model, adapter, scope):
+        model.forward(rows)
     return [_packet(chunk, r, scope) for chunk, r in zip(chunks, rows, strict=True)]
+
+
+def _writer(model: LanguageModel, adapter: Adapter | None, scope: Scope) -> AbstractContextManager[None]:
+    if adapter is None or not scope.recipe.writer:
+        return nullcontext()
+    return adapter.writer_on(model.device, model.dtype).active(model.linear_modules())
 
 
 def _packet(chunk: Chunk, rows: Rows, scope: Scope) -> Packet:

@@ -116,6 +116,27 @@ class LanguageModel:
         """Channels of an input embedding."""
         return int(self._model.get_input_embeddings().weight.shape[1])
 
+    def linear_modules(self) -> dict[str, torch.nn.Module]:
+        """The linear layers inside the decoder layers by path, in the model's order: what a writer may act on.
+
+        Paths are those of the model without peft's wrapper; a layer that peft has wrapped counts as one layer.
+
+        Raises:
+            UnsupportedModelError: the model is compiled, which makes it blind to hooks.
+        """
+        if any("_orig_mod" in m._modules or m._compiled_call_impl for m in _all_modules(self._model)):
+            raise UnsupportedModelError(
+                f"expected a model that is not compiled, since a writer works through hooks, found {self.name} under "
+                "torch.compile; load it without, or choose adapter='none'"
+            )
+        found: dict[str, torch.nn.Module] = {}
+        wrapped = "."  # the begin of no path
+        for path, module in self._model.named_modules():
+            if _is_linear(module) and any(part.isdigit() for part in path.split(".")) and not path.startswith(wrapped):
+                found[path.removeprefix("base_model.model.")] = module
+                wrapped = f"{path}."
+        return found
+
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end an answer."""
@@ -347,6 +368,12 @@ def _all_modules(model: Any) -> list[Any]:
     for module in found:
         found.extend(child for child in module._modules.values() if child is not None)
     return found
+
+
+def _is_linear(module: Any) -> bool:
+    """Also quantised layers and those wrapped by peft."""
+    weight = getattr(module, "weight", None)
+    return hasattr(module, "in_features") and hasattr(module, "out_features") and getattr(weight, "ndim", 0) == 2
 
 
 def _switches(modules: Iterable[Any]) -> tuple[str, ...]:

@@ -94,6 +94,8 @@ def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, 
             extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), model.device))
             chain = digest_fields(chain, "packet", segment.key, str(start))
             continue
+        if isinstance(segment, SoftSegment):
+            chain = digest_fields(chain, "soft", segment.name)
         own = _ids(segment)
         is_last = number == len(prepared.segments) - 1
         known = states.find(chain, own[:-1] if is_last else own) if reusing else None

@@ -84,10 +84,12 @@ class PromptReader:
     ) -> Prepared:
         if not strategy.attaches:
             segments = [_as_text(s) if isinstance(s, PacketSegment) else s for s in segments]
+        elif isinstance(segments[-1], PacketSegment):  # a prompt ends in text, and no link comes behind it
+            segments = [*segments[:-1], _as_text(segments[-1])]
         arranged = strategy.arrange(segments, self._adapter)
         if isinstance(arranged[-1], PacketSegment):  # the first token is sampled from a computed row
             arranged[-1] = _as_text(arranged[-1])
-        soft = dict(self._adapter.tensors) if self._adapter is not None else {}
+        soft = dict(self._adapter.embeddings) if self._adapter is not None else {}
         chain = f"{scope.digest}/{strategy!r}"
         unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed)
         return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))

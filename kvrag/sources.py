@@ -40,6 +40,7 @@ def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter
 
     Raises:
         AdapterError: it cannot be read, or belongs to another model.
+        UnsupportedModelError: it has a writer, and the model is compiled.
     """
     if adapter == "none":
         return None
@@ -47,14 +48,18 @@ def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter
         shipped = (_fitting(path, model) for path in sorted(_SHIPPED.glob("*.safetensors")))
         return next((found for found in shipped if found is not None), None)
     opened = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-    opened.check_model(model.identity, model.hidden_size)
+    _check(opened, model)
     return opened
 
 
 def _fitting(path: Path, model: LanguageModel) -> Adapter | None:
     adapter = Adapter.load(path)
     try:
-        adapter.check_model(model.identity, model.hidden_size)
+        _check(adapter, model)
     except AdapterError:
         return None
     return adapter
+
+
+def _check(adapter: Adapter, model: LanguageModel) -> None:
+    adapter.check_model(model.identity, model.hidden_size, model.linear_modules() if adapter.rank else {})

@@ -1,8 +1,10 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from kvrag.adapter import Adapter
 from kvrag.packet import Recipe
+from kvrag.prompt import PacketSegment, Segment, SoftSegment
 from kvrag.strategies.base import Strategy
 
 __all__ = ["KVPacket"]
@@ -10,16 +12,29 @@ __all__ = ["KVPacket"]
 
 @dataclass(frozen=True)
 class KVPacket(Strategy):
-    """Wrap every chunk in a trained header and trailer, and attach it without recomputing anything.
+    """Attach chunks that a trained adapter has made ready for any context, without recomputing anything of them.
 
-    The wrapped chunk is encoded alone; its soft tokens take places in the prompt like ordinary ones. Without an adapter
-    header and trailer are empty, and this is NoRecompute. Source: KV Packet (https://arxiv.org/abs/2604.13226).
+    A chunk is encoded alone, between the adapter's header and trailer and with its writer on; behind its packet come
+    the link tokens, computed at question time, which see everything before them. Soft tokens take places in the prompt
+    like ordinary ones. Without an adapter all of them are empty, and this is NoRecompute. Sources: KV Packet
+    (https://arxiv.org/abs/2604.13226), KVLink (https://arxiv.org/abs/2502.16002).
     """
 
     name: ClassVar[str] = "kv-packet"
 
     def recipe(self, adapter: Adapter | None) -> Recipe:
-        """A chunk between as many soft tokens as the adapter has."""
+        """A chunk between as many soft tokens as the adapter has, with its writer if it has one."""
         if adapter is None:
             return Recipe()
-        return Recipe(soft_before=len(adapter.soft("header")), soft_after=len(adapter.soft("trailer")))
+        before, after = len(adapter.soft("header")), len(adapter.soft("trailer"))
+        return Recipe(soft_before=before, soft_after=after, writer=adapter.rank > 0)
+
+    def arrange(self, segments: Sequence[Segment], adapter: Adapter | None) -> list[Segment]:
+        """The adapter's link tokens behind every packet."""
+        links = 0 if adapter is None else len(adapter.soft("link"))
+        if not links:
+            return list(segments)
+        link = SoftSegment("link", links)
+        return [
+            s for segment in segments for s in ([segment, link] if isinstance(segment, PacketSegment) else [segment])
+        ]
