@@ -9,8 +9,9 @@
     ├── PromptError              a prompt or a chunk that cannot be processed
     │   └── PromptTooLongError       it does not fit into the model's context window
     ├── SettingsError            a setting that is unknown or out of range
-    └── StoreError               a packet store that cannot be opened or written
-        └── CorruptPacketError       a packet file whose bytes are not what they claim to be
+    ├── StoreError               a packet store that cannot be opened or written
+    │   └── CorruptPacketError       a packet file whose bytes are not what they claim to be
+    └── TrainingError            a training run that cannot begin, go on or be kept
 
 Every message says what was expected, what was found and what to do.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "PromptTooLongError",
     "SettingsError",
     "StoreError",
+    "TrainingError",
     "UnsupportedModelError",
 ]
 
@@ -72,3 +74,7 @@ class StoreError(KVRagError):
 
 class CorruptPacketError(StoreError):
     """A packet file's bytes are not what they claim to be."""
+
+
+class TrainingError(KVRagError):
+    """A training run cannot begin or go on, or its result cannot be written; what was kept before is still there."""

@@ -1,8 +1,25 @@
 """Giving packets their places in a prompt, without computing or copying them."""
 
-from kvrag.attach.attention import PASS_KWARG, AttentionPass, attend
+from kvrag.attach.attention import PASS_KWARG, AttentionPass, Pass, attend
 from kvrag.attach.computed import ComputedStates
 from kvrag.attach.lane import Extent, Geometry, Lane
+from kvrag.attach.packed import NO_SPAN, PackedLayout, PackedPass, PackedStates, StepPass, pack_layout
 from kvrag.attach.threads import release_helpers
 
-__all__ = ["PASS_KWARG", "AttentionPass", "ComputedStates", "Extent", "Geometry", "Lane", "attend", "release_helpers"]
+__all__ = [
+    "NO_SPAN",
+    "PASS_KWARG",
+    "AttentionPass",
+    "ComputedStates",
+    "Extent",
+    "Geometry",
+    "Lane",
+    "PackedLayout",
+    "PackedPass",
+    "PackedStates",
+    "Pass",
+    "StepPass",
+    "attend",
+    "pack_layout",
+    "release_helpers",
+]

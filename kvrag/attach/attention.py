@@ -6,7 +6,7 @@ answered over the pass's lanes, any other call goes to the implementation the mo
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from kvrag_kernels.packet_attention import AttentionItem, AttentionTable, packet_attention
@@ -15,7 +15,7 @@ from kvrag.attach.lane import Lane
 from kvrag.errors import UnsupportedModelError
 from kvrag.rope import Rope
 
-__all__ = ["PASS_KWARG", "AttentionPass", "attend"]
+__all__ = ["PASS_KWARG", "AttentionPass", "Pass", "attend"]
 
 PASS_KWARG = "kvrag_pass"
 
@@ -30,6 +30,22 @@ _HARMLESS = frozenset(
         "use_cache",
     }
 )
+
+
+class Pass(Protocol):
+    """What answers the attention layers of one forward pass.
+
+    Attributes:
+        layers_seen: how many it has answered.
+    """
+
+    layers_seen: int
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """`[S, HQ, D]` from queries `[HQ, S, D]`, keys and values `[H, S, D]`."""
+        ...
 
 
 class AttentionPass:
@@ -100,7 +116,7 @@ def attend(
     Raises:
         UnsupportedModelError: the layer asks for something packet attention does not do, such as a soft cap.
     """
-    current: AttentionPass = options.pop(PASS_KWARG)
+    current: Pass = options.pop(PASS_KWARG)
     scaling = options.pop("scaling", None)
     strange = sorted(name for name, value in options.items() if name not in _HARMLESS and value is not None)
     if strange:

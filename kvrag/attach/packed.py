@@ -1,0 +1,218 @@
+"""Many prompts in one pass through which gradients flow: for training, and for measuring quality at scale.
+
+Serving attaches packets one prompt at a time without copying them. Here rows of many prompts lie behind each other
+without padding; every layer's other work sees one long row of tokens, and only attention cuts it into *spans*, blocks
+of rows that see nothing but themselves (chunks, or a whole context), and *reads*, rows that see spans and other reads
+of their prompt. A prompt may end in several *branches* that do not see each other: questions about one context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["NO_SPAN", "PackedLayout", "PackedPass", "PackedStates", "StepPass", "pack_layout"]
+
+NO_SPAN = -1
+"""Span number of a row that reads."""
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Which row stands where. `C` spans of at most `T` rows, `B` prompts with at most `R` reads and `N` keys, `S` rows.
+
+    Attributes:
+        spans: `[C, T]` row numbers, filled up with row 0 behind the span's own.
+        reads: `[B, R]` row numbers, likewise.
+        keys: `[B, N]` row numbers of all that a prompt's reads may see, likewise.
+        place: `[S]` where a row's result is: in the spans read row by row, or behind them in the reads.
+        read_order, key_order: `[B, R]`, `[B, N]` places in the prompt; -1 fills up the reads.
+        read_branch, key_branch: `[B, R]`, `[B, N]` branches, 0 for what all branches see; -1 fills up the keys.
+    """
+
+    spans: torch.Tensor
+    reads: torch.Tensor
+    keys: torch.Tensor
+    place: torch.Tensor
+    read_order: torch.Tensor
+    key_order: torch.Tensor
+    read_branch: torch.Tensor
+    key_branch: torch.Tensor
+
+    def to(self, device: torch.device) -> "PackedLayout":
+        """The layout on a device."""
+        return PackedLayout(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    def mask(self) -> torch.Tensor:
+        """Which key a read sees: `[B, R, N]`. A filled-up read sees the first key, so that its softmax is finite."""
+        allowed = self.key_order[:, None] <= self.read_order[..., None]
+        branch = self.key_branch[:, None]
+        allowed &= (branch == 0) | (branch == self.read_branch[..., None])
+        allowed[..., 0] |= self.read_order < 0
+        return allowed
+
+
+def pack_layout(
+    prompts: Sequence[int], spans: Sequence[int], orders: Sequence[int], branches: Sequence[int]
+) -> PackedLayout:
+    """The layout of `S` rows.
+
+    Args:
+        prompts: `[S]` number of each row's prompt, from 0.
+        spans: `[S]` number of each row's span, from 0 in the order of the rows, or `NO_SPAN`.
+        orders: `[S]` place in its prompt: a read sees what has no greater one.
+        branches: `[S]` 0, or the branch that the row belongs to; rows of spans have 0.
+    """
+    prompt, span, order, branch = (torch.tensor(list(x), dtype=torch.long) for x in (prompts, spans, orders, branches))
+    row = torch.arange(len(prompt))
+    reading = span == NO_SPAN
+    in_span = row[~reading]
+    of_spans, span_place = _table(span[~reading], in_span)
+    of_reads, read_place = _table(prompt[reading], row[reading], groups=int(prompt.max()) + 1)
+    of_keys, _ = _table(prompt, row)
+    place = torch.empty_like(row)
+    place[in_span] = span_place
+    place[reading] = read_place + of_spans.numel()
+    filled_reads, filled_keys = of_reads < 0, of_keys < 0
+    reads, keys = of_reads.clamp(min=0), of_keys.clamp(min=0)
+    return PackedLayout(
+        spans=of_spans.clamp(min=0),
+        reads=reads,
+        keys=keys,
+        place=place,
+        read_order=order[reads].masked_fill(filled_reads, -1),
+        key_order=order[keys],
+        read_branch=branch[reads],
+        key_branch=branch[keys].masked_fill(filled_keys, -1),
+    )
+
+
+class PackedPass:
+    """One forward pass over the rows of a layout; takes the place of `AttentionPass`.
+
+    Args:
+        layout: on the device of the model.
+        keep: keep every layer's keys and values, to generate from (`states`).
+    """
+
+    def __init__(self, layout: PackedLayout, *, keep: bool = False) -> None:
+        self.layers_seen = 0
+        self.layout = layout
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if keep else None
+        self._mask = layout.mask()
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Attend: `[S, HQ, D]` from queries `[HQ, S, D]`, keys and values `[H, S, D]`."""
+        self.layers_seen += 1
+        at, (q, k, v) = self.layout, (x.transpose(0, 1) for x in (query, key, value))
+        results = []
+        if at.spans.numel():
+            own, keys, values = (_take(x, at.spans) for x in (q, k, v))
+            grouped = own.shape[1] != keys.shape[1]
+            alone = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
+            results.append(alone.transpose(1, 2).flatten(0, 1))
+        if at.reads.numel():
+            keys, values = _take(k, at.keys), _take(v, at.keys)
+            if self.kept is not None:
+                self.kept[layer] = (keys, values)
+            read = _read(_take(q, at.reads), keys, values, self._mask, scaling)
+            results.append(read.transpose(1, 2).flatten(0, 1))
+        return torch.cat(results).index_select(0, at.place)
+
+    def states(self, rows: torch.Tensor, steps: int) -> "PackedStates":
+        """What the pass kept, with room to go on.
+
+        Args:
+            rows: `[B, M]` of each prompt, the last row of every branch, as a number among the prompt's reads.
+            steps: tokens each branch may gain.
+        """
+        assert self.kept is not None, "made to keep nothing"
+        mask = self._mask.gather(1, rows[..., None].expand(-1, -1, self._mask.shape[2]))
+        return PackedStates(self.kept, mask, steps)
+
+
+class PackedStates:
+    """Keys and values of `B` prompts with `M` branches each, growing by a row a branch and step.
+
+    Args:
+        kept: of each layer `[B, H, N, D]` keys and values.
+        mask: `[B, M, N]` which of them a branch sees.
+        steps: to make room for.
+    """
+
+    def __init__(self, kept: dict[int, tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor, steps: int) -> None:
+        self.branches = mask.shape[1]
+        self.length = mask.shape[2]
+        room = steps * self.branches
+        own = torch.eye(self.branches, dtype=torch.bool, device=mask.device).repeat(1, steps)
+        self.mask = torch.cat([mask, own[None].expand(len(mask), -1, -1)], dim=2)
+        self.layers = {
+            layer: tuple(torch.nn.functional.pad(x, (0, 0, 0, room)) for x in both) for layer, both in kept.items()
+        }
+
+
+class StepPass:
+    """One more row for every branch; rows are numbered prompt by prompt.
+
+    Args:
+        states: which gain the rows.
+    """
+
+    def __init__(self, states: PackedStates) -> None:
+        self.layers_seen = 0
+        self._states = states
+        self._last = states.length + states.branches
+        self._mask = states.mask[:, :, : self._last]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Attend: `[B * M, HQ, D]` from queries `[HQ, B * M, D]`, keys and values `[H, B * M, D]`."""
+        self.layers_seen += 1
+        branches, first = self._states.branches, self._states.length
+        q, k, v = (x.unflatten(1, (-1, branches)).transpose(0, 1) for x in (query, key, value))
+        keys, values = self._states.layers[layer]
+        keys[:, :, first : self._last] = k
+        values[:, :, first : self._last] = v
+        out = _read(q, keys[:, :, : self._last], values[:, :, : self._last], self._mask, scaling)
+        return out.transpose(1, 2).flatten(0, 1)
+
+    def commit(self) -> None:
+        """Make the rows part of the states."""
+        self._states.length = self._last
+
+
+def _take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`[A, heads, K, D]` from `[S, heads, D]` and row numbers `[A, K]`."""
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+
+
+def _read(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Masked attention `[B, HQ, R, D]`; the query heads of a KV head become rows, so that nothing is repeated."""
+    heads, group = keys.shape[1], query.shape[1] // keys.shape[1]
+    rows = query.unflatten(1, (heads, group)).flatten(2, 3)
+    folded = mask.repeat(1, group, 1)[:, None]
+    out = scaled_dot_product_attention(rows, keys, values, attn_mask=folded, scale=scaling)
+    return out.unflatten(2, (group, -1)).flatten(1, 2)
+
+
+def _table(group: torch.Tensor, row: torch.Tensor, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows `[groups, most]` of every group in their order, -1 where there are no more; and each row's flat place."""
+    count = groups or (int(group.max()) + 1 if len(group) else 0)
+    if not len(group):
+        return torch.full((count, 0), -1), torch.empty(0, dtype=torch.long)
+    sizes = torch.bincount(group, minlength=count)
+    by_group = torch.argsort(group, stable=True)
+    first = torch.cumsum(sizes, 0) - sizes
+    within = torch.empty_like(group)
+    within[by_group] = torch.arange(len(group)) - first[group[by_group]]
+    width = int(sizes.max())
+    place = group * width + within
+    table = torch.full((count * width,), -1)
+    table[place] = row
+    return table.unflatten(0, (count, width)), place

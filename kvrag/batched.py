@@ -1,0 +1,75 @@
+"""Many prompts at once through the model: what training differentiates, and what measures quality at scale."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from kvrag.adapter import Adapter
+from kvrag.attach import PackedPass, StepPass
+from kvrag.model import LanguageModel
+from kvrag.packing import SOFT_PARTS, PackedRows
+from kvrag.writer import Writer
+
+__all__ = ["compute_rows", "generate_greedily", "soft_table", "writing"]
+
+
+def soft_table(adapter: Adapter | None, device: torch.device) -> torch.Tensor | None:
+    """The adapter's `SOFT_PARTS` behind each other, `[n, hidden]` in float32; None when it has none."""
+    parts = [] if adapter is None else [adapter.soft(name) for name in SOFT_PARTS]
+    parts = [part for part in parts if len(part)]
+    return torch.cat(parts).to(device, torch.float32) if parts else None
+
+
+def writing(model: LanguageModel, writer: Writer | None, rows: PackedRows) -> AbstractContextManager[None]:
+    """While open, the writer acts on the rows of chunks; under gradient checkpointing, go backward inside."""
+    return nullcontext() if writer is None else writer.active(model.linear_modules(), rows.span_rows)
+
+
+def compute_rows(
+    model: LanguageModel, rows: PackedRows, soft: torch.Tensor | None, wanted: torch.Tensor, *, keep: bool = False
+) -> tuple[torch.Tensor, PackedPass]:
+    """Logits `[n, vocab]` of the rows `wanted` [n], and the pass; gradients flow into `soft` `[n, hidden]`."""
+    embeds = model.embed(rows.ids)
+    if len(rows.soft_rows):
+        assert soft is not None, "rows with soft tokens come from an adapter that has some"
+        embeds = embeds.index_copy(0, rows.soft_rows, soft[rows.soft].to(embeds.dtype))
+    current = PackedPass(rows.layout, keep=keep)
+    return model.run(embeds, rows.positions, current, wanted), current
+
+
+@torch.no_grad()
+def generate_greedily(
+    model: LanguageModel, rows: PackedRows, soft: torch.Tensor | None, writer: Writer | None, max_new_tokens: int
+) -> list[list[list[int]]]:
+    """The likeliest tokens behind every branch of every prompt, an end token included where one came.
+
+    Args:
+        model: to run on.
+        rows: of prompts without answers.
+        soft: of the adapter.
+        writer: of the adapter.
+        max_new_tokens: at most so many a branch.
+    """
+    with writing(model, writer, rows):
+        logits, current = compute_rows(model, rows, soft, rows.last_rows.flatten(), keep=True)
+    states = current.states(rows.last_reads, max_new_tokens)
+    stops = torch.tensor(sorted(model.stop_ids), device=logits.device)
+    positions = rows.ends.flatten()
+    tokens = [logits.argmax(-1)]
+    ended = torch.isin(tokens[0], stops)
+    while len(tokens) < max_new_tokens and not ended.all():
+        step = StepPass(states)
+        logits = model.run(model.embed(tokens[-1]), positions, step, torch.arange(len(positions), device=logits.device))
+        step.commit()
+        positions = positions + 1
+        tokens.append(logits.argmax(-1))
+        ended |= torch.isin(tokens[-1], stops)
+    columns = torch.stack(tokens, 1).tolist()
+    cut = [_until_end(row, model.stop_ids) for row in columns]
+    branches = rows.last_rows.shape[1]
+    return [cut[first : first + branches] for first in range(0, len(cut), branches)]
+
+
+def _until_end(tokens: list[int], stops: frozenset[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[: end + 1]

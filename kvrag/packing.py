@@ -1,0 +1,236 @@
+"""From the segments of many prompts to the rows of one pass; `plan` does it for one prompt that is served."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from kvrag.adapter import Adapter
+from kvrag.attach import NO_SPAN, PackedLayout, pack_layout
+from kvrag.packet import Recipe
+from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
+from kvrag.strategies import Strategy
+
+__all__ = ["SOFT_PARTS", "Branch", "PackedRows", "PromptTree", "pack_prompts"]
+
+SOFT_PARTS = ("header", "trailer", "link")
+"""Trained embeddings, in the order in which `PackedRows.soft` counts them."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """How a prompt ends: `ids` [n] behind the last packet, and `answer` [a] to be predicted, its end token included."""
+
+    ids: tuple[int, ...]
+    answer: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptTree:
+    """Prompts that have everything up to their last packet in common.
+
+    Attributes:
+        trunk: segments up to the last packet.
+        branches: one a prompt; at least one.
+    """
+
+    trunk: tuple[Segment, ...]
+    branches: tuple[Branch, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Rows of text and chunks, soft tokens not counted."""
+        own = sum(len(s.ids) for s in self.trunk if not isinstance(s, SoftSegment))
+        return own + sum(len(b.ids) + len(b.answer) for b in self.branches)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """`S` rows of one pass; the rows of spans come first.
+
+    Attributes:
+        ids: `[S]` token ids; 0 where a soft token stands.
+        positions: `[S]` in their prompts.
+        soft_rows: `[n]` rows that soft tokens take.
+        soft: `[n]` which one: a row of the adapter's `SOFT_PARTS` behind each other.
+        span_rows: how many rows belong to spans.
+        layout: of the pass.
+        answer_rows: `[A]` rows whose logits predict `answer_ids`.
+        answer_ids: `[A]`.
+        answer_branch: `[A]` number of the branch, counted through all prompts.
+        last_reads: `[B, M]` number among a prompt's reads of each branch's last row before its answer; prompts with
+            fewer branches repeat their last.
+        last_rows: `[B, M]` the same as row numbers.
+        ends: `[B, M]` position behind each branch's last row.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    soft_rows: torch.Tensor
+    soft: torch.Tensor
+    span_rows: int
+    layout: PackedLayout
+    answer_rows: torch.Tensor
+    answer_ids: torch.Tensor
+    answer_branch: torch.Tensor
+    last_reads: torch.Tensor
+    last_rows: torch.Tensor
+    ends: torch.Tensor
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """The rows on a device."""
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor | PackedLayout)
+        }
+        return replace(self, **moved)
+
+
+def pack_prompts(prompts: Sequence[PromptTree], strategy: Strategy, adapter: Adapter | None) -> PackedRows:
+    """Lay out prompts as a strategy would serve them.
+
+    Args:
+        prompts: at least one.
+        strategy: one that only attaches, or computes everything.
+        adapter: how many soft tokens there are; their values do not matter.
+    """
+    spans, reads = _Rows(), _Rows()
+    answers: list[tuple[int, int, int]] = []  # (number among the reads, token, branch)
+    last: list[list[int]] = []
+    ends: list[list[int]] = []
+    branches = 0
+    recipe = strategy.recipe(adapter)
+    for number, prompt in enumerate(prompts):
+        segments = [*prompt.trunk, TextSegment(prompt.branches[0].ids, 0, 0)]
+        segments = strategy.arrange(segments, adapter)
+        sizes = [_size(segment, recipe if strategy.attaches else None) for segment in segments]
+        starts = strategy.starts(sizes)
+        order = 0
+        new_span = True
+        for segment, start, size in zip(segments[:-1], starts, sizes[:-1], strict=False):
+            if isinstance(segment, PacketSegment) and strategy.attaches:
+                _wrapped(spans, segment, recipe, adapter, number, start, order)
+            elif strategy.attaches:
+                soft = _soft(adapter, segment.name, segment.tokens) if isinstance(segment, SoftSegment) else None
+                ids = [0] * size if isinstance(segment, SoftSegment) else segment.ids
+                reads.add(number, NO_SPAN, ids, range(start, start + size), order, 0, soft)
+            else:
+                assert not isinstance(segment, SoftSegment), "what is computed whole has no soft tokens"
+                spans.add(number, spans.span(new_span), segment.ids, range(start, start + size), order, 0)
+                new_span = False
+            order += size
+        last.append([])
+        ends.append([])
+        for branch in prompt.branches:
+            branches += 1
+            ids = [*branch.ids, *branch.answer[:-1]]
+            first = len(reads.ids)
+            reads.add(number, NO_SPAN, ids, range(starts[-1], starts[-1] + len(ids)), order, len(last[-1]) + 1)
+            final = first + len(branch.ids) - 1
+            answers += [(final + i, token, branches - 1) for i, token in enumerate(branch.answer)]
+            last[-1].append(final)
+            ends[-1].append(starts[-1] + len(branch.ids))
+    return _packed(spans, reads, answers, last, ends)
+
+
+class _Rows:
+    """Columns of rows that grow together."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.prompts: list[int] = []
+        self.spans: list[int] = []
+        self.orders: list[int] = []
+        self.branches: list[int] = []
+        self.soft: list[tuple[int, int]] = []
+        self._spans = 0
+
+    def span(self, new: bool) -> int:
+        self._spans += new
+        return self._spans - 1
+
+    def add(
+        self,
+        prompt: int,
+        span: int,
+        ids: Sequence[int],
+        positions: range,
+        order: int,
+        branch: int,
+        soft: Sequence[int] | None = None,
+    ) -> None:
+        count = len(ids)
+        if soft is not None:
+            self.soft += [(len(self.ids) + i, number) for i, number in enumerate(soft)]
+        self.ids += ids
+        self.positions += positions
+        self.prompts += [prompt] * count
+        self.spans += [span] * count
+        self.orders += range(order, order + count)
+        self.branches += [branch] * count
+
+
+def _wrapped(
+    spans: _Rows, chunk: PacketSegment, recipe: Recipe, adapter: Adapter | None, prompt: int, start: int, order: int
+) -> None:
+    """The rows that `encode_batch` gives a chunk; dropped ones stand before `start` and no read sees them."""
+    span, dropped = spans.span(True), recipe.dropped
+    parts: list[tuple[Sequence[int], Sequence[int] | None]] = [
+        (recipe.ids_before, None),
+        ([0] * recipe.soft_before, _soft(adapter, "header", recipe.soft_before)),
+        (chunk.ids, None),
+        ([0] * recipe.soft_after, _soft(adapter, "trailer", recipe.soft_after)),
+        (recipe.ids_after, None),
+    ]
+    first, place = len(spans.ids), -dropped
+    for ids, soft in parts:
+        positions = range(start + place, start + place + len(ids))
+        spans.add(prompt, span, ids, positions, order + place, 0, soft)
+        place += len(ids)
+    spans.branches[first : first + dropped] = [-1] * dropped
+
+
+def _soft(adapter: Adapter | None, name: str, count: int) -> list[int]:
+    """Rows of the adapter's parts behind each other."""
+    if adapter is None or not count:
+        return []
+    first = sum(len(adapter.soft(part)) for part in SOFT_PARTS[: SOFT_PARTS.index(name)])
+    return list(range(first, first + count))
+
+
+def _size(segment: Segment, recipe: Recipe | None) -> int:
+    if isinstance(segment, SoftSegment):
+        return segment.tokens
+    extra = recipe.extra_tokens if recipe is not None and isinstance(segment, PacketSegment) else 0
+    return len(segment.ids) + extra
+
+
+def _packed(
+    spans: _Rows, reads: _Rows, answers: list[tuple[int, int, int]], last: list[list[int]], ends: list[list[int]]
+) -> PackedRows:
+    before = len(spans.ids)
+    soft = [*spans.soft, *((row + before, number) for row, number in reads.soft)]
+    most = max(len(of_prompt) for of_prompt in last)
+    final = torch.tensor([of_prompt + of_prompt[-1:] * (most - len(of_prompt)) for of_prompt in last])
+    first_read = torch.tensor([reads.prompts.index(number) for number in range(len(last))])
+    return PackedRows(
+        ids=torch.tensor(spans.ids + reads.ids),
+        positions=torch.tensor(spans.positions + reads.positions),
+        soft_rows=torch.tensor([row for row, _ in soft], dtype=torch.long),
+        soft=torch.tensor([number for _, number in soft], dtype=torch.long),
+        span_rows=before,
+        layout=pack_layout(
+            spans.prompts + reads.prompts,
+            spans.spans + reads.spans,
+            spans.orders + reads.orders,
+            spans.branches + reads.branches,
+        ),
+        answer_rows=torch.tensor([before + read for read, _, _ in answers], dtype=torch.long),
+        answer_ids=torch.tensor([token for _, token, _ in answers], dtype=torch.long),
+        answer_branch=torch.tensor([branch for _, _, branch in answers], dtype=torch.long),
+        last_reads=final - first_read[:, None],
+        last_rows=final + before,
+        ends=torch.tensor([of_prompt + of_prompt[-1:] * (most - len(of_prompt)) for of_prompt in ends]),
+    )

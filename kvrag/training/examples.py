@@ -1,0 +1,148 @@
+"""From contexts to the packed rows that teacher and student compute."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kvrag.adapter import Adapter
+from kvrag.errors import PromptTooLongError
+from kvrag.matching import HEAD_CHARS, Match
+from kvrag.model import LanguageModel
+from kvrag.packet import PacketKey
+from kvrag.packing import Branch, PackedRows, PromptTree, pack_prompts
+from kvrag.prompt import PacketSegment, TextSegment, segment_prompt
+from kvrag.qa import Context
+from kvrag.qa.prompt_template import FilledPrompt, PromptTemplate
+from kvrag.strategies import FullRecompute, Strategy
+
+__all__ = ["Batch", "Grower", "micro_batches"]
+
+_FULL = FullRecompute(segmented=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The same prompts twice.
+
+    Attributes:
+        prompts: as trees.
+        teacher: as full recompute lays them out.
+        student: as the strategy does; None when only the teacher is wanted.
+    """
+
+    prompts: tuple[PromptTree, ...]
+    teacher: PackedRows
+    student: PackedRows | None
+
+    @classmethod
+    def of(cls, prompts: Sequence[PromptTree], strategy: Strategy | None, adapter: Adapter | None) -> "Batch":
+        """Both layouts of some prompts."""
+        student = None if strategy is None else pack_prompts(prompts, strategy, adapter)
+        return cls(tuple(prompts), pack_prompts(prompts, _FULL, None), student)
+
+
+class Grower:
+    """Makes prompt trees of contexts, tokenised as a served prompt is.
+
+    Args:
+        model: whose tokenizer and chat template count.
+        max_tokens: of a prompt without its soft tokens; what is longer loses passages.
+        max_answer_tokens: of an answer, its end token included.
+    """
+
+    def __init__(self, model: LanguageModel, max_tokens: int, max_answer_tokens: int) -> None:
+        self._tokenizer = model.tokenizer
+        self._render = model.render
+        self._end = model.end_id
+        self._name = model.name
+        self._window = model.max_positions
+        self._max_tokens = max_tokens
+        self._max_answer = max_answer_tokens
+        self._literal = lru_cache(maxsize=1 << 15)(self._encode_literal)
+
+    def trees(self, context: Context, template: PromptTemplate, *, answers: bool) -> list[PromptTree]:
+        """One tree, where the template asks last; else one for every question.
+
+        Args:
+            context: passages and questions.
+            template: to fill in.
+            answers: whether the data's first answers are to be predicted; questions without any are left out.
+
+        Raises:
+            PromptTooLongError: a passage does not fit into the context window alone.
+        """
+        grown: dict[tuple, list[Branch]] = {}
+        for question in context.questions:
+            if answers and not question.answers:
+                continue
+            filled = template.fill(self._render, context.passages, question.text)
+            answer = self.answer_ids(filled.text, question.answers[0]) if answers else ()
+            *trunk, tail = self.segments(filled)
+            grown.setdefault(tuple(trunk), []).append(Branch(tail.ids, answer))
+        trees = [PromptTree(trunk, tuple(branches)) for trunk, branches in grown.items()]
+        longest = max((tree.tokens for tree in trees), default=0)
+        if longest <= self._max_tokens:
+            return trees
+        if len(context.passages) == 1:
+            return []
+        return self.trees(_without_a_passage(context), template, answers=answers)
+
+    def segments(self, filled: FilledPrompt) -> list:
+        """The prompt's segments as the engine cuts it when every passage has a packet; the last one is text."""
+        places = [(n, at) for n, at in enumerate(filled.spans) if at[1] - at[0] >= HEAD_CHARS]
+        if places and places[-1][1][1] == len(filled.text):
+            places.pop()
+        short = [at for n, at in enumerate(filled.spans) if n not in {number for number, _ in places}]
+        matches = [Match(start, end, PacketKey(filled.text[start:end])) for _, (start, end) in places]
+        segments = segment_prompt(
+            filled.text, matches, self._tokenizer, literal_spans=short, chunk_ids=lambda _, text: self._literal(text)
+        )
+        assert isinstance(segments[-1], TextSegment), "the last packet was left out"
+        return [_placeless(segment) for segment in segments]
+
+    def answer_ids(self, prompt: str, answer: str) -> tuple[int, ...]:
+        """The tokens that continue the prompt, and the token that ends an answer."""
+        text = answer.strip() if not prompt or prompt[-1].isspace() else " " + answer.strip()
+        return (*self._tokenizer.encode(text, literal=True)[: self._max_answer - 1], self._end)
+
+    def _encode_literal(self, text: str) -> tuple[int, ...]:
+        ids = self._tokenizer.encode(text, literal=True)
+        if len(ids) >= self._window:
+            raise PromptTooLongError(
+                f"expected passages of fewer than {self._window} tokens, the context window of {self._name}, found "
+                f"one of {len(ids)} that begins {text[:40]!r}; split it into smaller ones"
+            )
+        return tuple(ids)
+
+
+def micro_batches(trees: Sequence[PromptTree], tokens: int) -> list[list[PromptTree]]:
+    """Trees in groups of at most `tokens` rows, or a single longer one; of like length, so that little is padded."""
+    groups: list[list[PromptTree]] = []
+    size = 0
+    for tree in sorted(trees, key=lambda tree: tree.tokens):
+        if not groups or size + tree.tokens > tokens:
+            groups.append([])
+            size = 0
+        groups[-1].append(tree)
+        size += tree.tokens
+    return groups
+
+
+def _placeless(segment: PacketSegment | TextSegment) -> PacketSegment | TextSegment:
+    """The segment without its place in characters, which differs with what the prompt asks."""
+    if isinstance(segment, PacketSegment):
+        return PacketSegment(segment.key, segment.ids, 0, 0)
+    return TextSegment(segment.ids, 0, 0)
+
+
+def _without_a_passage(context: Context) -> Context:
+    """The context without its last passage that the first question does not need, or without the last at all."""
+    first = context.questions[0]
+    spare = [n for n in range(len(context.passages)) if n not in first.passages]
+    gone = spare[-1] if spare else len(context.passages) - 1
+    kept = [n for n in range(len(context.passages)) if n != gone]
+    questions = [q for q in context.questions if gone not in q.passages] or [first]
+    renumbered = tuple(
+        type(q)(q.text, q.answers, tuple(kept.index(n) for n in q.passages if n in kept)) for q in questions
+    )
+    return Context(tuple(context.passages[n] for n in kept), renumbered)

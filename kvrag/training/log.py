@@ -1,0 +1,60 @@
+"""What a run writes down while it goes: one JSON object a line, and a picture of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunLog", "plot_log"]
+
+
+class RunLog:
+    """A file of JSON lines; a run that is taken up again drops what lies behind its checkpoint.
+
+    Args:
+        path: of the file.
+        step: up to which earlier lines stay.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path = path
+        kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, **fields: Any) -> None:
+        """Append a line; floats are cut to six significant digits."""
+        cut = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in fields.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(cut) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that a kill cut short is left out."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def plot_log(path: Path, picture: Path, title: str) -> None:
+    """Draw the losses of a log over its steps."""
+    import matplotlib  # only drawing needs it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_log(path)
+    trained = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    aside = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    if trained:
+        axes.plot(*zip(*trained, strict=True), linewidth=0.6, alpha=0.6, label="training")
+    if aside:
+        axes.plot(*zip(*aside, strict=True), marker="o", markersize=3, label="held out")
+    axes.set(title=title, xlabel="step", ylabel="loss per answer token (nats)", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,230 @@
+"""The training loop, one for everything that is trained."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvrag.batched import generate_greedily
+from kvrag.errors import TrainingError
+from kvrag.packing import PromptTree
+from kvrag.qa.prompt_template import PromptTemplate
+from kvrag.training.checkpoint import Checkpoint
+from kvrag.training.data import Steps, held_out_batches
+from kvrag.training.examples import Batch
+from kvrag.training.log import RunLog
+from kvrag.training.mixture import Mixture
+from kvrag.training.settings import TrainingSettings
+from kvrag.training.task import Task
+
+__all__ = ["Trained", "train"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave.
+
+    Attributes:
+        values: of the parameters where the held-out loss was lowest.
+        steps: done in all.
+        held_out: (step, loss per answer token) of every evaluation.
+        seconds: of this process's part of the run.
+        finished: False when it stopped at `until`.
+    """
+
+    values: Mapping[str, torch.Tensor]
+    steps: int
+    held_out: Sequence[tuple[int, float]]
+    seconds: float
+    finished: bool
+
+
+def train(
+    task: Task,
+    mixture: Mixture,
+    held_out: Mixture,
+    templates: Sequence[PromptTemplate],
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    accelerator: Any,
+    run: str,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+    until: int | None = None,
+) -> Trained:
+    """Train, from where the checkpoint in `folder` stands, if there is one.
+
+    Every step is drawn by its number and gradients are summed over processes, so that a run that was interrupted and
+    taken up again, or spread over several GPUs, trains on the same examples as one in one go.
+
+    Args:
+        task: with its parameters at their beginnings.
+        mixture: to learn from.
+        held_out: to select the best step by.
+        templates: to fill contexts into.
+        settings: of the run.
+        folder: of checkpoint and log.
+        accelerator: accelerate's, which knows the processes.
+        run: digest of data, model and settings; a checkpoint of another run is refused.
+        report: called with every step's number and loss.
+        until: stop before this step as an interrupt would, with a checkpoint.
+
+    Raises:
+        TrainingError: a loss that is not finite, a checkpoint of another run, or a full disk; the last checkpoint
+            stays.
+    """
+    begin = time.perf_counter()
+    process, processes = accelerator.process_index, accelerator.num_processes
+    steps = Steps(task, mixture, templates, settings, process, processes)
+    aside = held_out_batches(Steps(task, held_out, templates, settings), settings, process, processes)
+    state = _Run(task, settings, folder, run, accelerator)
+    log = RunLog(folder / "log.jsonl", state.step) if accelerator.is_main_process else None
+    last = min(settings.steps, until or settings.steps)
+    for batches in steps.loaded(state.step) if state.step < last else ():
+        now = time.perf_counter()
+        loss, norm, tokens = state.advance(batches)
+        report(state.step, loss)
+        if log:
+            rate = settings.rate(state.step - 1)
+            spent = time.perf_counter() - now
+            log.add(step=state.step, loss=loss, rate=rate, norm=norm, answer_tokens=tokens, seconds=spent)
+        if state.step % settings.evaluate_every == 0 or state.step == settings.steps:
+            value = state.evaluate(aside)
+            if log:
+                log.add(step=state.step, held_out=value)
+        ending = state.step >= last or state.is_stale
+        if accelerator.is_main_process and (state.step % settings.checkpoint_every == 0 or ending):
+            state.checkpoint()
+        if ending:
+            break
+    finished = state.step >= settings.steps or state.is_stale
+    return Trained(state.best, state.step, state.held_out, time.perf_counter() - begin, finished)
+
+
+class _Run:
+    """Parameters, optimiser and what was best so far."""
+
+    def __init__(self, task: Task, settings: TrainingSettings, folder: Path, run: str, accelerator: Any) -> None:
+        self.task = task
+        self.settings = settings
+        self.path = folder / "checkpoint.safetensors"
+        self.run = run
+        self.accelerator = accelerator
+        self.step = 0
+        self.held_out: list[tuple[int, float]] = []
+        self.best: Mapping[str, torch.Tensor] = {n: p.detach().cpu().clone() for n, p in task.parameters.items()}
+        soft = [p for name, p in task.parameters.items() if name in task.soft]
+        matrices = [p for name, p in task.parameters.items() if name not in task.soft]
+        rates = ((soft, settings.soft_learning_rate), (matrices, settings.learning_rate))
+        groups = [{"params": of, "lr": rate, "highest": rate} for of, rate in rates if of]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        task.model.freeze(checkpointing=settings.gradient_checkpointing)
+        self._resume()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the last evaluations brought nothing."""
+        values = [value for _, value in self.held_out]
+        patience = self.settings.patience
+        return bool(patience) and len(values) > patience and min(values[-patience:]) >= min(values[:-patience])
+
+    def advance(self, batches: Sequence[Batch] | Sequence[list[PromptTree]]) -> tuple[float, float, int]:
+        """One optimiser step; returns the loss per answer token, the norm of its gradients and the answer tokens."""
+        parameters = list(self.task.parameters.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, tokens = self._sums(batches, backward=True)
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        sums = torch.cat([*(p.grad.flatten() for p in parameters if p.grad is not None), loss[None], tokens[None]])
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        total, count = float(sums[-2]), float(sums[-1])
+        if not count:
+            raise TrainingError(
+                f"expected answer tokens in step {self.step + 1}, found none: no context fits into max_tokens "
+                f"{self.settings.max_tokens}, or no question has an answer"
+            )
+        gradients = sums[:-2] / count
+        norm = float(gradients.norm())
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise TrainingError(
+                f"expected a finite loss, found {total / count} with gradients of norm {norm} in step {self.step + 1}; "
+                "lower the learning rate and run the command again: the last checkpoint is kept"
+            )
+        gradients *= min(1.0, self.settings.clip / (norm + 1e-12))
+        for p, gradient in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
+            p.grad = gradient.view_as(p)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["highest"] * self.settings.rate(self.step)
+        self.optimizer.step()
+        self.step += 1
+        return total / count, norm, int(count)
+
+    def evaluate(self, batches: Sequence[Batch] | Sequence[list[PromptTree]]) -> float:
+        """The held-out loss per answer token; keeps the parameters when it is the lowest yet."""
+        with torch.no_grad():
+            loss, tokens = self._sums(batches, backward=False)
+        sums = self.accelerator.reduce(torch.stack([loss, tokens]), reduction="sum")
+        value = float(sums[0] / sums[1].clamp(min=1))
+        if not self.held_out or value < min(v for _, v in self.held_out):
+            self.best = {n: p.detach().cpu().clone() for n, p in self.task.parameters.items()}
+        self.held_out.append((self.step, value))
+        return value
+
+    def checkpoint(self) -> None:
+        """Write down where the run stands."""
+        moments = {
+            name: {m: self.optimizer.state[p][m] for m in ("exp_avg", "exp_avg_sq")}
+            for name, p in self.task.parameters.items()
+        }
+        Checkpoint(self.run, self.step, self.task.parameters, moments, self.best, self.held_out).save(self.path)
+
+    def _sums(
+        self, batches: Sequence[Batch] | Sequence[list[PromptTree]], *, backward: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and number of answer tokens of this process's batches."""
+        device = self.task.model.device
+        loss, tokens = torch.zeros((), device=device), 0
+        for given in batches:
+            batch = _on(given if isinstance(given, Batch) else self._answered(given), device)
+            if not len(batch.teacher.answer_ids):
+                continue
+            with self.task.loss(batch) as value:
+                if backward:
+                    value.backward()
+                loss += value.detach()
+            tokens += len(batch.teacher.answer_ids)
+        return loss, torch.tensor(float(tokens), device=device)
+
+    def _answered(self, prompts: Sequence[PromptTree]) -> Batch:
+        """The prompts with the answers that the teacher gives."""
+        rows = Batch.of(prompts, None, None).teacher.to(self.task.model.device)
+        found = generate_greedily(self.task.model, rows, None, None, self.settings.max_answer_tokens)
+        answered: list[PromptTree] = []
+        for prompt, answers in zip(prompts, found, strict=True):
+            pairs = zip(prompt.branches, answers, strict=False)  # prompts with fewer branches repeat their last
+            answered.append(replace(prompt, branches=tuple(replace(b, answer=tuple(a)) for b, a in pairs)))
+        return self.task.pack(answered)
+
+    def _resume(self) -> None:
+        kept = Checkpoint.load(self.path)
+        if kept is None:
+            return
+        if kept.run != self.run:
+            raise TrainingError(
+                f"expected a checkpoint of this run in {self.path}, found one of other data, model or settings; "
+                "choose another --out, or remove it to begin again"
+            )
+        self.step, self.held_out, self.best = kept.step, kept.held_out, kept.best
+        for name, p in self.task.parameters.items():
+            p.data.copy_(kept.values[name])
+            moments = {m: t.to(p.device) for m, t in kept.moments[name].items()}
+            self.optimizer.state[p] = {"step": torch.tensor(float(kept.step)), **moments}
+
+
+def _on(batch: Batch, device: torch.device) -> Batch:
+    student = None if batch.student is None else batch.student.to(device)
+    return replace(batch, teacher=batch.teacher.to(device), student=student)

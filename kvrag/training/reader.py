@@ -1,0 +1,63 @@
+"""A LoRA that turns a small chat model into a reader of several passages."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from kvrag.batched import compute_rows
+from kvrag.model import LanguageModel
+from kvrag.training.examples import Batch
+from kvrag.training.task import Task, low_rank
+
+__all__ = ["ReaderTask"]
+
+_SCALE = 2
+
+
+class ReaderTask(Task):
+    """Trains a reader: the likelihood of given answers under full attention.
+
+    Args:
+        model: to train for.
+        rank: of the LoRA over every linear layer.
+        seed: of the LoRA.
+    """
+
+    def __init__(self, model: LanguageModel, rank: int = 16, seed: int = 0) -> None:
+        super().__init__(model)
+        self.rank = rank
+        self.reader, self.parameters = low_rank(model, rank, float(_SCALE), seed)
+
+    @contextmanager
+    def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
+        """Cross-entropy, summed over the answer tokens."""
+        with self.reader.active(self.model.linear_modules()):
+            logits, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
+            yield cross_entropy(logits.float(), batch.teacher.answer_ids, reduction="sum")
+
+    def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
+        """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16."""
+        path = folder / "reader"
+        path.mkdir(parents=True, exist_ok=True)
+        named = {
+            f"base_model.model.{name.removeprefix('writer.')}": t.detach().to("cpu", torch.bfloat16).contiguous()
+            for name, t in tensors.items()
+        }
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": self.rank,
+            "lora_alpha": _SCALE * self.rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": sorted({path.rsplit(".", 1)[-1] for path in self.reader.tensors}),
+            "inference_mode": True,
+        }
+        save_file(named, str(path / "adapter_model.safetensors"), metadata={"format": "pt", "trained_on": trained_on})
+        (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        return path
