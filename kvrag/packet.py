@@ -42,7 +42,8 @@ class Identity(_Frozen):
 
     Attributes:
         config: digest of the model's configuration.
-        weights: digest of every parameter and buffer, active LoRAs and quantisation included.
+        weights: digest of every parameter and buffer, active LoRAs and quantisation included; the same whether a
+            bfloat16 checkpoint was loaded in bfloat16 or in float32.
         tokenizer: digest of the tokenizer.
         rope: digest of the rotary frequencies and the attention scaling.
         dtype: of keys and values, such as "bfloat16".

@@ -4,11 +4,14 @@ import pytest
 import torch
 import transformers
 
+from kvrag.adapter import Adapter, AdapterHeader
+from kvrag.engine import PacketEngine
 from kvrag.errors import UnsupportedModelError
 from kvrag.model import LanguageModel
 from kvrag.probe import check_movable, probe_error
+from kvrag.writer import Writer
 
-from ..conftest import TINY, build_model
+from ..conftest import CHUNKS, TINY, build_model
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -140,6 +143,44 @@ def test_identity_names_what_changed(hf_tokenizer):
     assert one.differences(other_weights) == ["weights"]
     assert set(one.differences(other_dtype)) == {"weights", "dtype"}
     assert {"config", "rope"} <= set(one.differences(other_rope))
+
+
+@pytest.fixture
+def loaded_both_ways(hf_tokenizer, tmp_path):
+    """A bfloat16 checkpoint, loaded in bfloat16 and in float32."""
+    build_model(config("LlamaConfig", {}), torch.bfloat16).save_pretrained(tmp_path)
+    hf_tokenizer.save_pretrained(tmp_path)
+    return [LanguageModel.from_pretrained(tmp_path, device="cpu", dtype=kind) for kind in ("bfloat16", "float32")]
+
+
+def test_a_checkpoint_is_the_same_model_in_either_dtype(loaded_both_ways):
+    one, other = loaded_both_ways
+    assert (one.dtype, other.dtype) == (torch.bfloat16, torch.float32)
+    assert one.identity.differences(other.identity) == ["dtype"]
+    with torch.no_grad():
+        next(other._model.parameters())[0, 0] += 2**-20
+    other.forget_identity()
+    assert one.identity.differences(other.identity) == ["weights", "dtype"]
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+def test_an_adapter_fits_a_checkpoint_in_either_dtype(loaded_both_ways, store, saved):
+    one, other = loaded_both_ways
+    header = AdapterHeader(weights=one.identity.weights, config=one.identity.config)
+    path = "model.layers.1.self_attn.v_proj"
+    pair = (torch.randn(2, 64).to(saved), torch.randn(32, 2).to(saved))
+    soft = {"header": torch.randn(2, 64).to(saved), "link": torch.randn(1, 64).to(saved)}
+    adapter = Adapter(header, soft | Writer({path: pair}).named_tensors())
+    keys = []
+    for model in (one, other):
+        engine = PacketEngine(model, store=store, adapter=adapter)
+        engine.build(CHUNKS)
+        found = engine.prepare(f"{CHUNKS[0]}\nWhen?")
+        keys += found.packets
+        assert engine.generate(f"{CHUNKS[0]}\nWhen?", max_new_tokens=2).usage.cached_tokens > 0
+        assert next(iter(found.packets.values())).kv.dtype == model.dtype
+        engine.close()
+    assert len(set(keys)) == 2
 
 
 def test_training_the_model_is_noticed(tiny):
