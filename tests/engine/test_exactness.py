@@ -1,6 +1,7 @@
 """What is exact, measured: attaching equals computing wherever the two mean the same."""
 
 import dataclasses
+from itertools import accumulate
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from kvrag.builder import encode_batch, tokenize_chunk
 from kvrag.model import Rows
 from kvrag.packet import digest_fields
 from kvrag.plan import plan_lane, remember
-from kvrag.prompt import SoftSegment
+from kvrag.prompt import PacketSegment, SoftSegment, TextSegment
 from kvrag.strategies import FullRecompute, KVPacket, NoRecompute
 
 from ..conftest import CHUNKS
@@ -145,12 +146,16 @@ def test_an_adapter_of_zero_length_equals_no_recompute(new_engine):
     assert torch.equal(empty, plain)
 
 
-def adapter_for(new_engine, header, trailer):
-    """Random soft tokens for the fixtures' float64 model."""
-    identity = new_engine(dtype=torch.float64).model.identity
+def adapter_for(new_engine, header, trailer, link=0, rank=0):
+    """Random soft tokens, links and a writer for the fixtures' float64 model."""
+    model = new_engine(dtype=torch.float64).model
     torch.manual_seed(5)
-    tensors = {"header": torch.randn(header, 64) * 0.2, "trailer": torch.randn(trailer, 64) * 0.2}
-    return Adapter(AdapterHeader(weights=identity.weights, config=identity.config), tensors)
+    counts = {"header": header, "trailer": trailer, "link": link}
+    tensors = {name: torch.randn(count, 64) * 0.2 for name, count in counts.items()}
+    for path, m in model.linear_modules().items() if rank else ():
+        tensors[f"writer.{path}.lora_A.weight"] = torch.randn(rank, m.in_features) * 0.1
+        tensors[f"writer.{path}.lora_B.weight"] = torch.randn(m.out_features, rank) * 0.1
+    return Adapter(AdapterHeader(weights=model.identity.weights, config=model.identity.config), tensors)
 
 
 def test_soft_tokens_around_every_chunk_equal_one_block_diagonal_pass(new_engine):
@@ -161,15 +166,8 @@ def test_soft_tokens_around_every_chunk_equal_one_block_diagonal_pass(new_engine
     prompt = prompt_of(CHUNKS)
     attached, _ = first_logits(engine, prompt)
     prepared = engine.prepare(prompt)
-    embed = engine.model._model.get_input_embeddings()
-    pieces = []
-    for segment in prepared.segments:
-        piece = embed(torch.tensor(segment.ids))
-        if hasattr(segment, "key"):
-            assert prepared.length(segment) == len(segment.ids) + 5
-            piece = torch.cat([adapter.soft("header").double(), piece, adapter.soft("trailer").double()])
-        pieces.append(piece)
-    embeds = torch.cat(pieces).detach()
+    assert all(prepared.length(s) == len(s.ids) + 5 for s in prepared.segments if hasattr(s, "key"))
+    embeds = embeddings_of(engine, prepared)
     wanted = plain_logits(engine.model, None, range(len(embeds)), block_mask(prepared), embeds)[-1]
     close(attached, wanted)
     without, _ = first_logits(engine, prompt, "no-recompute")
@@ -241,37 +239,96 @@ def test_an_extent_placed_at_its_own_position_needs_no_turn(exact):
     assert Extent.of_packet(packet, 17, 0, exact.model.device).turn == 17
 
 
-@dataclasses.dataclass(frozen=True)
-class Linked(NoRecompute):
-    """Trained embeddings behind every packet, computed at question time: KVLink's idea."""
+def embeddings_of(engine, prepared):
+    """What the model sees of a prompt `[S, hidden]`: texts, chunks between their soft tokens, and links."""
+    embed, soft = engine.model._model.get_input_embeddings(), engine.adapter.soft
+    pieces = []
+    for segment in prepared.segments:
+        if isinstance(segment, SoftSegment):
+            pieces.append(soft(segment.name).double())
+            continue
+        piece = embed(torch.tensor(segment.ids))
+        if hasattr(segment, "key"):
+            piece = torch.cat([s.double() for s in (soft("header"), piece, soft("trailer")) if len(s)])
+        pieces.append(piece)
+    return torch.cat(pieces).detach()
 
-    name = "linked"
 
-    def arrange(self, segments, adapter):
-        link = SoftSegment("link", len(adapter.soft("link")))
-        return [s for segment in segments for s in ([segment, link] if hasattr(segment, "key") else [segment])]
-
-
-def test_soft_segments_between_packets_equal_one_pass_and_are_reused(new_engine):
-    identity = new_engine(dtype=torch.float64).model.identity
-    torch.manual_seed(6)
-    header = AdapterHeader(weights=identity.weights, config=identity.config)
-    adapter = Adapter(header, {"link": torch.randn(2, 64) * 0.2})
-    engine = new_engine(dtype=torch.float64, strategy=Linked(), adapter=adapter)
+@pytest.mark.parametrize(("header", "trailer"), [(0, 0), (3, 2)])
+def test_links_equal_one_pass_in_which_they_see_everything_before_them(new_engine, header, trailer):
+    adapter = adapter_for(new_engine, header, trailer, link=2)
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter)
     engine.build(CHUNKS)
     prompt = prompt_of(CHUNKS)
     attached, plan = first_logits(engine, prompt)
     prepared = engine.prepare(prompt)
-    embed = engine.model._model.get_input_embeddings()
-    pieces = [
-        adapter.soft("link").double() if isinstance(segment, SoftSegment) else embed(torch.tensor(segment.ids))
-        for segment in prepared.segments
-    ]
-    embeds = torch.cat(pieces).detach()
-    assert len(embeds) == prepared.tokens
+    kinds = [type(s).__name__[:4] for s in prepared.segments]
+    assert kinds == ["Text", *["Pack", "Soft", "Text"] * len(CHUNKS)]
+    embeds = embeddings_of(engine, prepared)
+    assert len(embeds) == prepared.tokens == prepared.end
     close(attached, plain_logits(engine.model, None, range(len(embeds)), block_mask(prepared), embeds)[-1])
+    texts = sum(len(s.ids) for s in prepared.segments if isinstance(s, TextSegment))
+    assert prepared.tokens - plan.cached == texts + 2 * len(CHUNKS)  # links are computed, and counted so
+    without, _ = first_logits(engine, prompt, "no-recompute")
+    assert (without - attached).abs().max() > 1e-2
+
+
+def test_links_are_reused_with_the_text_before_them(new_engine):
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter_for(new_engine, 2, 1, link=2))
+    engine.build(CHUNKS)
+    attached, plan = first_logits(engine, prompt_of(CHUNKS))
     states = ComputedStates(1 << 24)
     remember(plan, states, [])
-    again = plan_lane(engine.model, prepared, states, 1)
+    again = plan_lane(engine.model, engine.prepare(prompt_of(CHUNKS)), states, 1)
     assert len(again.rows.ids) == 1
     torch.testing.assert_close(engine.model.forward([again.rows])[0], attached, rtol=1e-9, atol=1e-9)
+    other = engine.prepare(prompt_of([*CHUNKS[:2], *CHUNKS[3:]]))  # the same up to the third packet
+    warm, cold = plan_lane(engine.model, other, states, 1), plan_lane(engine.model, other, ComputedStates(1 << 24), 1)
+    shared = len(engine.token_ids(HEAD)) + 2 * (2 + len(engine.token_ids(GAP)))
+    assert len(cold.rows.ids) - len(warm.rows.ids) == shared
+    got, want = engine.model.forward([warm.rows])[0], engine.model.forward([cold.rows])[0]
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_prompt_that_ends_in_a_chunk_ends_in_text_and_not_in_a_link(new_engine):
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter_for(new_engine, 2, 1, link=2))
+    engine.build(CHUNKS)
+    prepared = engine.prepare(prompt_of(CHUNKS[:2], tail=""))
+    assert [type(s) for s in prepared.segments[-4:]] == [PacketSegment, SoftSegment, TextSegment, TextSegment]
+    answer = engine.generate(prompt_of(CHUNKS[:2], tail=""), max_new_tokens=3)
+    assert answer.usage.computed_tokens == sum(prepared.length(s) for s in prepared.segments if not hasattr(s, "key"))
+    assert answer.usage.prompt_tokens == prepared.tokens
+
+
+def test_soft_segments_of_different_names_share_no_states(new_engine):
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter_for(new_engine, 0, 0, link=2))
+    prepared = engine.prepare(prompt_of([]))
+    texts, soft = prepared.segments, {"link": torch.zeros(2, 64), "seam": torch.ones(2, 64)}
+    plans = []
+    states = ComputedStates(1 << 24)
+    for name in soft:
+        segments = [SoftSegment(name, 2), *texts]
+        mixed = dataclasses.replace(prepared, segments=segments, starts=[0, 2], soft=soft)
+        plans.append(plan_lane(engine.model, mixed, states, 1))
+        engine.model.forward([plans[-1].rows])
+        remember(plans[-1], states, [])
+    assert [plan.cached for plan in plans] == [0, 0]
+
+
+def test_a_writer_and_soft_tokens_together_equal_one_pass(new_engine):
+    """Packets of chunks between soft tokens, changed by the writer; links and text by the bare model."""
+    adapter = adapter_for(new_engine, 3, 2, link=1, rank=2)
+    engine = new_engine(dtype=torch.float64, strategy="kv-packet", adapter=adapter)
+    engine.build(CHUNKS)
+    prompt = prompt_of(CHUNKS, head="")
+    attached, _ = first_logits(engine, prompt)
+    prepared = engine.prepare(prompt)
+    packets = [number for number, segment in enumerate(prepared.segments) if hasattr(segment, "key")]
+    order = [*packets, *(n for n in range(len(prepared.segments)) if n not in packets)]  # the writer's rows first
+    ends = list(accumulate(prepared.length(s) for s in prepared.segments))
+    rows = [r for n in order for r in range(ends[n] - prepared.length(prepared.segments[n]), ends[n])]
+    written = sum(prepared.length(prepared.segments[n]) for n in packets)
+    mask = block_mask(prepared)[rows][:, rows]
+    with adapter.writer.active(engine.model.linear_modules(), rows=written):
+        wanted = plain_logits(engine.model, None, rows, mask, embeddings_of(engine, prepared)[rows])[-1]
+    close(attached, wanted)
