@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy as np
 import torch
 import xxhash
 from jinja2 import TemplateError
