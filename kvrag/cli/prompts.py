@@ -1,8 +1,30 @@
 """The prompts that frameworks send, as templates, read from the framework that is installed."""
 
+from kvrag.errors import SettingsError
 from kvrag.qa.prompt_template import PromptTemplate
+from kvrag.qa.templates import HELD_OUT, TEMPLATES
 
-__all__ = ["framework_templates"]
+__all__ = ["find_template", "framework_templates", "training_templates"]
+
+
+def find_template(name: str) -> PromptTemplate:
+    """A framework's prompt or one of kvrag's own.
+
+    Raises:
+        SettingsError: none has this name.
+    """
+    known = {template.name: template for template in (*TEMPLATES, HELD_OUT, *framework_templates())}
+    if name not in known:
+        raise SettingsError(
+            f"expected the name of a template: {', '.join(known)}; found {name!r} (LlamaIndex's are there once "
+            "pip install 'kvrag[demo]' has brought it)"
+        )
+    return known[name]
+
+
+def training_templates() -> list[PromptTemplate]:
+    """What to train with: kvrag's own templates, and those of the frameworks that are installed."""
+    return [*TEMPLATES, *framework_templates()]
 
 
 def framework_templates() -> list[PromptTemplate]:

@@ -99,7 +99,7 @@ class AdapterTask(Task):
 
     def logits(self, rows: PackedRows) -> torch.Tensor:
         """The student's logits `[A, vocab]` at the answer tokens; the writer has to be on."""
-        parts = [self.parameters[part] for part in SOFT_PARTS if part in self.parameters]
+        parts: list[torch.Tensor] = [self.parameters[part] for part in SOFT_PARTS if part in self.parameters]
         return compute_rows(self.model, rows, torch.cat(parts) if parts else None, rows.answer_rows)[0]
 
     def adapter(self, tensors: Mapping[str, torch.Tensor], trained_on: str = "") -> Adapter:
@@ -114,8 +114,9 @@ class AdapterTask(Task):
 
     def _header(self, trained_on: str) -> AdapterHeader:
         identity = self.model.identity
-        scale = {"writer_scale": _SCALE} if self.writer is not None else {}
-        return AdapterHeader(weights=identity.weights, config=identity.config, trained_on=trained_on, **scale)
+        return AdapterHeader(
+            weights=identity.weights, config=identity.config, trained_on=trained_on, writer_scale=_SCALE
+        )
 
 
 def _beginning(model: LanguageModel, part: str, count: int) -> torch.Tensor:

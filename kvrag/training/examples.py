@@ -10,7 +10,7 @@ from kvrag.matching import HEAD_CHARS, Match
 from kvrag.model import LanguageModel
 from kvrag.packet import PacketKey
 from kvrag.packing import Branch, PackedRows, PromptTree, pack_prompts
-from kvrag.prompt import PacketSegment, TextSegment, segment_prompt
+from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
 from kvrag.qa import Context
 from kvrag.qa.prompt_template import FilledPrompt, PromptTemplate
 from kvrag.strategies import FullRecompute, Strategy
@@ -71,13 +71,14 @@ class Grower:
         Raises:
             PromptTooLongError: a passage does not fit into the context window alone.
         """
-        grown: dict[tuple, list[Branch]] = {}
+        grown: dict[tuple[Segment, ...], list[Branch]] = {}
         for question in context.questions:
             if answers and not question.answers:
                 continue
             filled = template.fill(self._render, context.passages, question.text)
             answer = self.answer_ids(filled.text, question.answers[0]) if answers else ()
             *trunk, tail = self.segments(filled)
+            assert isinstance(tail, TextSegment)
             grown.setdefault(tuple(trunk), []).append(Branch(tail.ids, answer))
         trees = [PromptTree(trunk, tuple(branches)) for trunk, branches in grown.items()]
         longest = max((tree.tokens for tree in trees), default=0)
@@ -87,7 +88,7 @@ class Grower:
             return []
         return self.trees(_without_a_passage(context), template, answers=answers)
 
-    def segments(self, filled: FilledPrompt) -> list:
+    def segments(self, filled: FilledPrompt) -> list[Segment]:
         """The prompt's segments as the engine cuts it when every passage has a packet; the last one is text."""
         places = [(n, at) for n, at in enumerate(filled.spans) if at[1] - at[0] >= HEAD_CHARS]
         if places and places[-1][1][1] == len(filled.text):
@@ -128,10 +129,11 @@ def micro_batches(trees: Sequence[PromptTree], tokens: int) -> list[list[PromptT
     return groups
 
 
-def _placeless(segment: PacketSegment | TextSegment) -> PacketSegment | TextSegment:
+def _placeless(segment: Segment) -> Segment:
     """The segment without its place in characters, which differs with what the prompt asks."""
     if isinstance(segment, PacketSegment):
         return PacketSegment(segment.key, segment.ids, 0, 0)
+    assert isinstance(segment, TextSegment)
     return TextSegment(segment.ids, 0, 0)
 
 

@@ -1,0 +1,71 @@
+"""Questions that the model itself writes about passages nobody asked anything about."""
+
+import random
+from dataclasses import replace
+
+from kvrag.batched import generate_greedily
+from kvrag.errors import DataError
+from kvrag.model import LanguageModel
+from kvrag.packing import Branch, PromptTree, pack_prompts
+from kvrag.prompt import TextSegment, segment_prompt
+from kvrag.qa import Question, QuestionSet, Topic
+from kvrag.strategies import FullRecompute
+from kvrag.training.examples import micro_batches
+
+__all__ = ["with_questions"]
+
+_REQUESTS = (
+    "Write one short question that the text answers. Write nothing but the question.",
+    "Ask about a name, a number or a date in the text. Write one question only.",
+    "What could somebody look up in this text? Write it as one question that ends in a question mark.",
+)
+_LONGEST = 40
+_MOST_PASSAGES = 20_000
+_ROWS = 32_768
+
+
+def with_questions(model: LanguageModel, questions: QuestionSet, seed: int, requests: int = 2) -> QuestionSet:
+    """The set with up to `requests` questions a passage, written by the model under full recompute.
+
+    Args:
+        model: writes them.
+        questions: a set without any.
+        seed: of the choice of passages, where there are more than 20,000.
+        requests: different requests to make for each passage, at most 3.
+
+    Raises:
+        DataError: no question came of it.
+    """
+    places = [(t, p) for t, topic in enumerate(questions.topics) for p in range(len(topic.passages))]
+    random.Random(f"{seed}:written questions").shuffle(places)
+    asked: list[tuple[int, int, PromptTree]] = []
+    for t, p in places[:_MOST_PASSAGES]:
+        passage = questions.topics[t].passages[p]
+        for request in _REQUESTS[:requests]:
+            prompt = model.render([{"role": "user", "content": f"{passage}\n\n{request}"}])
+            (segment,) = segment_prompt(prompt, [], model.tokenizer)
+            assert isinstance(segment, TextSegment)
+            if len(segment.ids) + _LONGEST < model.max_positions:
+                asked.append((t, p, PromptTree((), (Branch(segment.ids),))))
+    by_tree = {id(tree): (t, p) for t, p, tree in asked}
+    written: dict[int, list[Question]] = {}
+    for group in micro_batches([tree for _, _, tree in asked], _ROWS):
+        rows = pack_prompts(group, FullRecompute(), None).to(model.device)
+        for tree, (tokens,) in zip(group, generate_greedily(model, rows, None, None, _LONGEST), strict=True):
+            t, p = by_tree[id(tree)]
+            text = _question(model.tokenizer.decode([i for i in tokens if i not in model.stop_ids]))
+            if text and all(text != q.text for q in written.get(t, ())):
+                written.setdefault(t, []).append(Question(text, (), (p,)))
+    if not written:
+        raise DataError(
+            f"expected {model.name} to write questions about {questions.name}, found no line that ends in a question "
+            "mark; give --data with questions"
+        )
+    topics = [replace(topic, questions=tuple(written.get(t, ()))) for t, topic in enumerate(questions.topics)]
+    return replace(questions, topics=tuple(Topic(x.title, x.passages, x.questions) for x in topics))
+
+
+def _question(text: str) -> str:
+    """The first line that is a question, without quotation marks around it."""
+    lines = (line.strip().strip('"').strip() for line in text.splitlines())
+    return next((line for line in lines if line.endswith("?") and len(line) > 10), "")
