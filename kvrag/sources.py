@@ -29,7 +29,7 @@ def open_model(source: "str | Path | tuple[Any, Any] | LanguageModel", device: s
     if source in DEMO_MODELS:
         from kvrag.demo.weights import demo_folder  # the application layer; only this name needs it
 
-        model = LanguageModel.from_pretrained(demo_folder(), device=device)
+        model = LanguageModel.from_pretrained(demo_folder(str(source)), device=device)
         model.name = str(source)
         return model
     return LanguageModel.from_pretrained(source, device=device)

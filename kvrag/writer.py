@@ -44,21 +44,26 @@ class Writer:
         self.scale = scale
 
     @classmethod
-    def from_named(cls, tensors: Mapping[str, torch.Tensor], scale: float = 1.0) -> "Writer":
-        """The writer in the tensors of an adapter file; names that do not begin with `writer.` are passed over.
+    def from_named(cls, tensors: Mapping[str, torch.Tensor], scale: float = 1.0, *, prefix: str = _PREFIX) -> "Writer":
+        """The updates among the tensors of a file; names that do not begin with the prefix are passed over.
+
+        Args:
+            tensors: `<prefix><module path>.lora_A.weight` and `.lora_B.weight`.
+            scale: of the updates.
+            prefix: `writer.` in adapter files.
 
         Raises:
             AdapterError: half of a pair, a name of another form, or shapes that do not fit.
         """
-        names = {name for name in tensors if name.startswith(_PREFIX)}
-        paths = [n.removeprefix(_PREFIX).removesuffix(_DOWN) for n in tensors if n in names and n.endswith(_DOWN)]
-        wanted = {f"{_PREFIX}{path}{end}" for path in paths for end in (_DOWN, _UP)}
+        names = {name for name in tensors if name.startswith(prefix)}
+        paths = [n.removeprefix(prefix).removesuffix(_DOWN) for n in tensors if n in names and n.endswith(_DOWN)]
+        wanted = {f"{prefix}{path}{end}" for path in paths for end in (_DOWN, _UP)}
         if odd := sorted(names ^ wanted):
             raise AdapterError(
-                f"expected pairs writer.<module path>.lora_A.weight and .lora_B.weight, found a stray or missing "
+                f"expected pairs {prefix}<module path>.lora_A.weight and .lora_B.weight, found a stray or missing "
                 f"{odd[0]!r}; save the adapter again"
             )
-        return cls({p: (tensors[f"{_PREFIX}{p}{_DOWN}"], tensors[f"{_PREFIX}{p}{_UP}"]) for p in paths}, scale)
+        return cls({p: (tensors[f"{prefix}{p}{_DOWN}"], tensors[f"{prefix}{p}{_UP}"]) for p in paths}, scale)
 
     def named_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors under the names they have in an adapter file."""

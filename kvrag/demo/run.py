@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvrag.demo.cache import cache_folder
 from kvrag.demo.collection import Question, load_questions, load_sections
-from kvrag.demo.weights import cache_folder
 from kvrag.engine import PacketEngine
 
 if TYPE_CHECKING:
