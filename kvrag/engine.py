@@ -4,9 +4,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
@@ -27,6 +27,8 @@ from kvrag.strategies import Strategy, strategy_from_name
 from kvrag.worker import Request, Worker
 
 __all__ = ["Message", "PacketEngine", "Prompt"]
+
+T = TypeVar("T")
 
 Message = Mapping[str, Any]
 """A chat message: `role` and `content`."""
@@ -243,6 +245,14 @@ class PacketEngine:
     ) -> Prepared:
         """Find the packets of a prompt and bring them into host memory, without computing anything."""
         return self._read(prompt, self._chosen(strategy), documents)[0]
+
+    def run(self, job: Callable[..., T], *args: Any) -> T:
+        """Have the thread that owns the model call `job(*args)` between two steps, and wait for what it returns.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        return self._worker.run(job, *args).result()
 
     def token_ids(self, text: str) -> list[int]:
         """The ids of a text as the model counts them, without special tokens around it."""

@@ -15,8 +15,15 @@ DEMO_MODELS = ("demo", "demo-base")
 _SHIPPED = Path(__file__).parent / "demo" / "adapters"
 
 
-def open_model(source: "str | Path | tuple[Any, Any] | LanguageModel", device: str = "auto") -> LanguageModel:
+def open_model(
+    source: "str | Path | tuple[Any, Any] | LanguageModel", device: str = "auto", dtype: str = "auto"
+) -> LanguageModel:
     """The model behind a hub id, a local folder, a ready `(model, tokenizer)` pair, or "demo".
+
+    Args:
+        source: of the model; a ready one stays as it is.
+        device: where to load it.
+        dtype: to load it in, such as "float32"; "auto" is bfloat16 where the hardware computes in it.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -29,10 +36,10 @@ def open_model(source: "str | Path | tuple[Any, Any] | LanguageModel", device: s
     if source in DEMO_MODELS:
         from kvrag.demo.weights import demo_folder  # the application layer; only this name needs it
 
-        model = LanguageModel.from_pretrained(demo_folder(str(source)), device=device)
+        model = LanguageModel.from_pretrained(demo_folder(str(source)), device=device, dtype=dtype)
         model.name = str(source)
         return model
-    return LanguageModel.from_pretrained(source, device=device)
+    return LanguageModel.from_pretrained(source, device=device, dtype=dtype)
 
 
 def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter | None:

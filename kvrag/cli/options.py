@@ -8,6 +8,7 @@ import typer
 __all__ = [
     "AdapterOption",
     "DeviceOption",
+    "DtypeOption",
     "JsonOption",
     "ModelOption",
     "NamespaceOption",
@@ -29,4 +30,7 @@ NamespaceOption = Annotated[
     str, typer.Option("--namespace", help="Whose documents: those of one namespace are invisible in another.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help='Where the model runs: "auto", "cpu", "cuda" ...')]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help='What the model computes in: "auto", "float32" or "bfloat16".')
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
