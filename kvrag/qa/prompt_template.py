@@ -1,7 +1,7 @@
 """Prompts with places for passages and a question."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
@@ -90,14 +90,15 @@ class PromptTemplate:
             )
         context, places = self._join(texts)
         text = self._render(render, context, question)
-        for start in self._starts(render, context, question, text):
-            spans = tuple((start + place, start + place + len(p)) for place, p in zip(places, texts, strict=True))
-            if all(text[first:last] == p for (first, last), p in zip(spans, texts, strict=True)):
-                return FilledPrompt(text, spans)
-        raise PromptError(
-            f"expected the {len(texts)} passages in the prompt of {self.name!r} as they are, found them changed by the "
-            "chat template; use another template, or one whose messages the model's chat template keeps"
-        )
+        # A chat template may trim the message that the context opens or ends.
+        start = text.find(context.strip(), self._head(render, question, text))
+        if start < 0:
+            raise PromptError(
+                f"expected the {len(texts)} passages in the prompt of {self.name!r} as they are, found them changed by "
+                "the chat template; use another template, or one whose messages the model's chat template keeps"
+            )
+        start -= len(context) - len(context.lstrip())
+        return FilledPrompt(text, tuple((start + p, start + p + len(t)) for p, t in zip(places, texts, strict=True)))
 
     def _join(self, texts: Sequence[str]) -> tuple[str, list[int]]:
         """The passages in a row, and where each begins."""
@@ -117,17 +118,13 @@ class PromptTemplate:
         ]
         return render(filled) if self.messages[0][0] else filled[0]["content"]
 
-    def _starts(self, render: Render, context: str, question: str, text: str) -> Iterator[int]:
-        """Where the passages may begin in `text`: where a mark begins that is rendered in their place."""
+    def _head(self, render: Render, question: str, text: str) -> int:
+        """How many characters of `text` stand in front of the context: as many as in front of a mark in its place.
+
+        Fewer if the chat template writes something else there because of the mark.
+        """
         mark = "\ue000"
         while mark in text:
             mark += "\ue000"
         marked = self._render(render, mark, question)
-        start = marked.find(mark)
-        if start >= 0 and text.startswith(marked[:start]):
-            yield start
-            yield start - (len(context) - len(context.lstrip()))  # a chat template may trim the message
-        # Some templates look into the messages: then their texts part earlier, and the context is what they share.
-        place = text.find(context.strip(), len(commonprefix([text, marked[: max(start, 0)]])))
-        if place >= 0:
-            yield place - (len(context) - len(context.lstrip()))
+        return len(commonprefix([text, marked[: max(marked.find(mark), 0)]]))
