@@ -24,7 +24,7 @@ GRAMMAR: Grammar = {
         "Mael",
         "Nyr",
     ),
-    "life_2": ("a", "an", "ath", "eira", "en", "eth", "ias", "ic", "ine", "is", "old", "une", "wyn", "ys"),
+    "life_2": ("a", "ane", "ath", "eira", "en", "eth", "ias", "ic", "ine", "is", "old", "une", "wyn", "ys"),
     "family_1": (
         "Ashgr",
         "Brysk",
@@ -151,7 +151,7 @@ STORY = Story(
                 "{The family|The parents} {lived in|came from} {value}.",
                 "{name} {grew up|spent the first years} in {value}.",
             ),
-            ("In which town did {name} grow up?", "Where did {name} {grow up|spend the first years}?"),
+            ("{In which town|In what town} did {name} grow up?", "Where did {name} {grow up|spend the first years}?"),
         ),
         "profession": Fact(
             "{profession}",

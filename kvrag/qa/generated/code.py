@@ -50,11 +50,11 @@ GRAMMAR: Grammar = WORDS | {
     ),
     "error_2": ("Input", "Handle", "Record", "Version", "Owner", "Range", "Format", "Lease", "Checksum", "Quota"),
     "purpose": (
-        "{Prepares|Collects|Reorders|Cleans up} the {noun} {part} {before storage|for display|for the next run}.",
+        "{Prepares|Collects|Reorders|Cleans up} the {noun} {before storage|for display|for the next run}.",
         "{Used by|Called from} the {noun} {service|worker|view}{ only| and in tests|}.",
         "{Works in place|Makes a copy first|Does not touch the disk}.",
         "{Safe to call twice|Not thread-safe|Cheap for small inputs}.",
-        "{See|Compare} the {noun} {part} {module|docs} for the {background|reasons}.",
+        "{See|Compare} the {noun} {module|docs} for the {background|reasons}.",
         "{Order|Case} of the {part} {is kept|does not matter|is lost}.",
     ),
     "number": ("{2-999}", "{2-64}", "{1000-9999}", "0.{01-99}", "{2-19}.{1-9}"),

@@ -17,6 +17,7 @@ Grammar = dict[str, tuple[str, ...]]
 """What a slot may become; the texts may have slots again."""
 
 _SLOT = re.compile(r"\{([^{}]+)\}")
+_SEPARATOR = re.compile(r"[-_.]")
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
@@ -93,7 +94,7 @@ class Draw:
         """A composed name that is part of no other name or value of this topic, and no other name part of it."""
         for _ in range(1000):
             made = self.compose(pattern)
-            folded = made.casefold()
+            folded = _fold(made)
             if folded not in self._used and not self._holds_name(folded):
                 self._names.append(folded)
                 self._used += folded + "\n"
@@ -105,11 +106,11 @@ class Draw:
         made = ""
         for _ in range(8):
             made = self.compose(pattern)
-            folded = made.casefold()
+            folded = _fold(made)
             if (kind, folded) not in self._values and not self._holds_name(folded):
                 break
-        self._values.add((kind, made.casefold()))
-        self._used += made.casefold() + "\n"
+        self._values.add((kind, _fold(made)))
+        self._used += _fold(made) + "\n"
         return made
 
     def tell(self, fact: Fact, name: str) -> tuple[str, tuple[str, str]]:
@@ -141,6 +142,11 @@ class Draw:
 
     def _holds_name(self, folded: str) -> bool:
         return len(folded) > 3 and any(name in folded for name in self._names)
+
+
+def _fold(text: str) -> str:
+    """The text without what hides that one name is part of another."""
+    return _SEPARATOR.sub(" ", text.casefold())
 
 
 @cache

@@ -62,7 +62,7 @@ GRAMMAR: Grammar = {
         "tar",
         "moss",
     ),
-    "sill": ("windowsill", "threshold", "trellis", "stile", "woodshed", "weathercock", "ladder", "rain barrel", "loft"),
+    "sill": ("windowsill", "doorstep", "trellis", "stile", "woodshed", "weathercock", "ladder", "rain barrel", "loft"),
     "spirit": ("{spirit_1}{spirit_2}",),
     "spirit_1": (
         *("Aur", "Bael", "Ciry", "Dael", "Eph", "Gael", "Hydr", "Ith", "Lyr", "Myth", "Neph", "Oph", "Phae", "Rhun"),
@@ -85,7 +85,7 @@ GRAMMAR: Grammar = {
         "yss",
     ),
     "mood": (
-        "silver",
+        "gilded",
         "sleeping",
         "hidden",
         "seventh",

@@ -196,12 +196,12 @@ STORIES = (
             "age": Fact(
                 "{310-4900} years",
                 ("Its age is {given as|put at} {value}.", "{Dating|The laboratory} {gave|found} an age of {value}."),
-                ("How old is {name}?", "What age is {given|reported} for {name}?"),
+                ("How old is {name}{, by the report|}?", "What age is {given|reported} for {name}?"),
             ),
             "depth": Fact(
                 "{1-28}.{1-9} metres",
                 ("It {lay|was} {value} {deep|under the ground}.", "{Diggers|Workers} came upon it at {value}."),
-                ("At what depth was {name} made?", "How deep {in|under} the ground was {name}?"),
+                ("At {what|which} depth was {name} made?", "How deep {in|under} the ground was {name}?"),
             ),
         },
     ),
