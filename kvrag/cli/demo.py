@@ -11,7 +11,7 @@ from kvrag.cli.options import AdapterOption, DeviceOption, ModelOption, Strategy
 from kvrag.cli.terminal import note, printable, quiet, results, write_json
 
 if TYPE_CHECKING:
-    from kvrag.demo.run import Answer, DemoReport, DemoRow
+    from kvrag.demo.report import Answer, DemoReport, DemoRow
 
 __all__ = ["demo"]
 
@@ -42,8 +42,8 @@ def demo(
         setup = open_demo(model, strategy=strategy, adapter=adapter, device=device)
         with setup.engine:
             name = setup.engine.model.name
-            trained = "an untrained adapter of no tokens" if setup.engine.adapter is None else "its trained adapter"
-            note(f"{name} on {setup.engine.model.device}, {strategy} with {trained}")
+            trained = "without an adapter" if setup.engine.adapter is None else "with a trained adapter"
+            note(f"{name} on {setup.engine.model.device}, {strategy} {trained}")
             if setup.packets_built:
                 note(f"built {setup.packets_built} packets in {setup.build_seconds:.0f} s")
             report = run_demo(
@@ -57,7 +57,7 @@ def demo(
     if as_json:
         write_json(report.as_json())
     else:
-        _summarise(report)
+        _summarise(report, adapter)
 
 
 def _show(row: "DemoRow") -> None:
@@ -73,15 +73,19 @@ def _tokens(answer: "Answer") -> str:
     return f"{answer.cached_tokens} cached + {answer.computed_tokens} computed"
 
 
-def _summarise(report: "DemoReport") -> None:
+def _summarise(report: "DemoReport", adapter: str) -> None:
     out = results()
     out.print(
         f"\n{len(report.rows)} questions, top {report.top_k} chunks each, {report.model} in {report.dtype} on "
         f"{report.device}: the first token comes [bold green]{report.ttft_ratio_median:.1f} times sooner[/] "
         "with packets (median)."
     )
+    out.print(
+        f"Right answers: {report.packet_right} with packets, {report.full_right} by full recompute "
+        "(the reference stands in the answer)."
+    )
     if report.adapter == "untrained":
         out.print(
-            "Packets are untrained here: chunks encoded alone do not know each other, so these answers are weaker. "
-            "That is what a trained adapter repairs."
+            "Packets are untrained here: chunks encoded alone do not know each other, so answers from them are weaker. "
+            "That is what a trained adapter repairs" + ("; leave out --adapter none." if adapter == "none" else ".")
         )

@@ -1,115 +1,22 @@
 """The demo: the same questions through the same query engine, with packets attached and by full recompute."""
 
 import hashlib
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvrag.demo.cache import cache_folder
 from kvrag.demo.collection import Question, load_questions, load_sections
+from kvrag.demo.report import Answer, DemoReport, DemoRow
 from kvrag.engine import PacketEngine
+from kvrag.evaluation.metrics import contains_answer
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
 
-__all__ = ["Answer", "DemoReport", "DemoRow", "DemoSetup", "open_demo", "run_demo"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer of a query engine.
-
-    Attributes:
-        answer: its text.
-        ttft_ms: from the prompt string's arrival in the engine to the first token id, packets in host memory.
-        prompt_tokens: rows of the prompt.
-        cached_tokens: rows that were not computed.
-        computed_tokens: rows that were.
-    """
-
-    answer: str
-    ttft_ms: float
-    prompt_tokens: int
-    cached_tokens: int
-    computed_tokens: int
-
-
-@dataclass(frozen=True)
-class DemoRow:
-    """A question, answered both ways."""
-
-    question: str
-    reference: str
-    packet: Answer
-    full: Answer
-
-    @property
-    def ratio(self) -> float:
-        """How many times sooner the first token comes with packets."""
-        return self.full.ttft_ms / self.packet.ttft_ms
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What the demo measured.
-
-    Attributes:
-        rows: a question each.
-        model: name of the model.
-        device: it ran on.
-        dtype: of weights, keys and values.
-        adapter: "untrained", or the adapter's digest.
-        strategy: that attached the packets.
-        top_k: retrieved chunks.
-    """
-
-    rows: Sequence[DemoRow]
-    model: str
-    device: str
-    dtype: str
-    adapter: str
-    strategy: str
-    top_k: int
-
-    @property
-    def ttft_ratio_median(self) -> float:
-        """Median over the questions of full recompute's time to first token over that of packets."""
-        return statistics.median(row.ratio for row in self.rows)
-
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return {
-            "questions": [
-                {
-                    "question": row.question,
-                    "reference": row.reference,
-                    "packet": {
-                        "answer": row.packet.answer,
-                        "ttft_ms": round(row.packet.ttft_ms, 2),
-                        "cached_tokens": row.packet.cached_tokens,
-                        "computed_tokens": row.packet.computed_tokens,
-                    },
-                    "full": {
-                        "answer": row.full.answer,
-                        "ttft_ms": round(row.full.ttft_ms, 2),
-                        "prompt_tokens": row.full.prompt_tokens,
-                    },
-                }
-                for row in self.rows
-            ],
-            "ttft_ratio_median": round(self.ttft_ratio_median, 2),
-            "model": self.model,
-            "device": self.device,
-            "dtype": self.dtype,
-            "adapter": self.adapter,
-            "strategy": self.strategy,
-            "top_k": self.top_k,
-            "date": str(date.today()),
-        }
+__all__ = ["DemoSetup", "open_demo", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -246,4 +153,11 @@ def _ask(query_engine: Any, question: Question) -> Answer:
         root.event_handlers.remove(listener)
     usage, timings = raws[0]["usage"], raws[0]["timings"]
     cached = usage["prompt_tokens_details"]["cached_tokens"]
-    return Answer(text, timings["first_token_ms"], usage["prompt_tokens"], cached, usage["prompt_tokens"] - cached)
+    return Answer(
+        answer=text,
+        right=contains_answer(text, [question.reference]),
+        ttft_ms=timings["first_token_ms"],
+        prompt_tokens=usage["prompt_tokens"],
+        cached_tokens=cached,
+        computed_tokens=usage["prompt_tokens"] - cached,
+    )
