@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,13 +139,13 @@ class Adapter:
             parts += [name, str(list(tensor.shape)), str(tensor.dtype), data]
         return digest_fields(*parts)
 
-    def check_model(self, identity: Identity, hidden_size: int, linears: Mapping[str, Any]) -> None:
+    def check_model(self, identity: Identity, hidden_size: int, linears: Callable[[], Mapping[str, Any]]) -> None:
         """Refuse a model this adapter was not trained for.
 
         Args:
             identity: of the model.
             hidden_size: channels of its embeddings.
-            linears: its linear layers by path; only looked at for a writer.
+            linears: gives its linear layers by path; only called for a writer, if all else fits.
 
         Raises:
             AdapterError: naming what differs.
@@ -162,4 +162,5 @@ class Adapter:
                 f"expected an adapter trained for this model, found one whose {' and '.join(differing)} differ; "
                 "train one for this model, or choose adapter='none'"
             )
-        self.writer.check_modules(linears)
+        if self.rank:
+            self.writer.check_modules(linears())

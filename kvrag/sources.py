@@ -55,18 +55,14 @@ def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter
         shipped = (_fitting(path, model) for path in sorted(_SHIPPED.glob("*.safetensors")))
         return next((found for found in shipped if found is not None), None)
     opened = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-    _check(opened, model)
+    opened.check_model(model.identity, model.hidden_size, model.linear_modules)
     return opened
 
 
 def _fitting(path: Path, model: LanguageModel) -> Adapter | None:
     adapter = Adapter.load(path)
     try:
-        _check(adapter, model)
+        adapter.check_model(model.identity, model.hidden_size, model.linear_modules)
     except AdapterError:
         return None
     return adapter
-
-
-def _check(adapter: Adapter, model: LanguageModel) -> None:
-    adapter.check_model(model.identity, model.hidden_size, model.linear_modules() if adapter.rank else {})

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kvrag.adapter import Adapter, AdapterHeader
-from kvrag.errors import AdapterError
+from kvrag.errors import AdapterError, UnsupportedModelError
+from kvrag.model import LanguageModel
 from kvrag.sources import open_adapter
 from kvrag.strategies import KVPacket
 from kvrag.writer import Writer
@@ -136,3 +137,11 @@ def test_an_adapter_for_other_weights_is_refused_for_that_reason(tiny):
         open_adapter(Adapter(HEADER, {}), tiny)
     with pytest.raises(AdapterError, match="64 channels, found 32 in 'link'"):
         open_adapter(for_model(tiny, {"link": torch.zeros(1, 32)}), tiny)
+
+
+@pytest.mark.parametrize("header", [HEADER, None])
+def test_a_compiled_model_is_refused_only_by_a_writer_that_fits(tiny, header):
+    model = LanguageModel(torch.compile(tiny._model, backend="eager"), tiny._chat_tokenizer)
+    adapter = for_model(model, tensors()) if header is None else Adapter(header, tensors())
+    with pytest.raises(UnsupportedModelError if header is None else AdapterError, match="compiled|weights and config"):
+        open_adapter(adapter, model)
