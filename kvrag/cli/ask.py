@@ -11,15 +11,14 @@ from rich.text import Text
 
 from kvrag.cli.app import app
 from kvrag.cli.folder import StoreFolder
+from kvrag.cli.opening import open_built
 from kvrag.cli.options import AdapterOption, DeviceOption, ModelOption, NamespaceOption, StoreOption, StrategyOption
 from kvrag.cli.terminal import printable, quiet, results, warn, write_json
-from kvrag.errors import StoreError
 
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
 
     from kvrag.cli.answering import Answer
-    from kvrag.engine import PacketEngine
 
 __all__ = ["ask"]
 
@@ -50,50 +49,23 @@ def ask(
         raise typer.BadParameter("it is empty", param_hint="'QUESTION'")
     with quiet():
         from kvrag.cli.answering import answer_from
-        from kvrag.demo import retrieval
-        from kvrag.engine import PacketEngine
-        from kvrag.store import PacketStore
-        from kvrag.strategies import strategy_from_name
 
-        strategy_from_name(strategy)  # a wrong name shall not cost the loading of a model
         options = {"strategy": strategy, "adapter": adapter, "namespace": namespace, "device": device}
-        with PacketStore(place.packets) as packets:
-            with Console(stderr=True).status("loading the model"):
-                opened = PacketEngine.from_pretrained(model, store=packets, computed_bytes=0, **options)
-            with opened as engine:
-                _check_packets(engine, place)
-                index = place.open_index(namespace, retrieval.sentence_embedding())
-                if not retrieval.node_count(index):
-                    raise StoreError(
-                        f"expected documents in namespace {namespace!r} of {store}, found none; build them"
-                    )
-                nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
-                answers = [
-                    answer_from(
-                        nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens
-                    )
-                    for chosen in ([strategy, _FULL] if full else [strategy])
-                ]
-    if opened.strategy.attaches and not answers[0].cached_tokens:
+        with open_built(place, model, **options) as (engine, index):
+            nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
+            answers = [
+                answer_from(nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens)
+                for chosen in ([strategy, _FULL] if full else [strategy])
+            ]
+    if engine.strategy.attaches and not answers[0].cached_tokens:
         warn("none of these chunks had a packet; build again with this model")
     sources = [_source(found) for found in nodes]
     if as_json:
-        write_json(_told(question, opened.model.name, sources, answers))
+        write_json(_told(question, engine.model.name, sources, answers))
     elif full:
         _compare(answers, sources)
     else:
         _show(answers[0], sources)
-
-
-def _check_packets(engine: "PacketEngine", place: StoreFolder) -> None:
-    """Answers would be right but slow if no packet served this model; better say so before."""
-    size = engine.store.stat()
-    if engine.strategy.attaches and size.packets and not len(engine.store.matcher(engine.scope())):
-        raise StoreError(
-            f"expected packets of {engine.model.name} with strategy {engine.strategy.name!r} in namespace "
-            f"{engine.namespace!r}, found {size.packets} of others in {place.root}; ask with the model and the options "
-            "of the build, or build again"
-        )
 
 
 def _source(found: "NodeWithScore") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from llama_index.core.node_parser import SentenceSplitter
     from llama_index.core.schema import Document, TextNode
 
-__all__ = ["Change", "make_nodes", "make_splitter", "name_of", "plan_change"]
+__all__ = ["Change", "make_nodes", "make_splitter", "name_of", "plan_change", "sample_texts"]
 
 _SOURCE = "kvrag_source"
 """Metadata key of the absolute path of a node's file; neither the language model nor the embedding sees it."""
@@ -100,6 +101,18 @@ def plan_change(
         stale=sorted(present - wanted.keys() - lost),
         kept=len(present & wanted.keys()),
     )
+
+
+def sample_texts(index: "VectorStoreIndex", count: int, seed: int) -> list[str]:
+    """The texts of so many nodes of a collection, chosen by the seed; all of them if there are no more."""
+    collection = index.vector_store.client
+    ids = [
+        id
+        for offset in range(0, collection.count(), _PAGE)
+        for id in collection.get(include=[], limit=_PAGE, offset=offset)["ids"]
+    ]
+    chosen = random.Random(f"{seed}:nodes").sample(sorted(ids), min(count, len(ids)))
+    return [node.get_content() for node in index.vector_store.get_nodes(chosen)]
 
 
 def _sources(index: "VectorStoreIndex") -> Iterable[tuple[str, str]]:

@@ -7,7 +7,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ __all__ = [
     "exact_match",
     "gap_closed",
     "kl_divergence",
-    "wilson",
+    "share_interval",
 ]
 
 LEAST_GAP = 5.0
@@ -31,7 +31,6 @@ LEAST_GAP = 5.0
 _RESAMPLES = 10_000
 _CHUNK = 1 << 20  # resampled numbers in memory at once
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -112,18 +111,16 @@ def gap_closed(
     return _interval(float(value), _closed(_resampled_means(table, seed, resamples))[0])
 
 
-def wilson(successes: int, trials: int) -> Interval:
-    """A share with its Wilson score interval, which holds for few trials and for shares near 0 and 1 too.
+def share_interval(successes: int, trials: int) -> Interval:
+    """A share with an interval that holds in at least 95 % of cases, however few the trials; without any it is 0 to 1.
 
-    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927) 209. Without trials it is 0 to 1.
+    Source: C. J. Clopper, E. S. Pearson, Biometrika 26 (1934) 404.
     """
     if not trials:
         return Interval(math.nan, 0.0, 1.0)
-    share, z2 = successes / trials, _Z95**2
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    low = 0.0 if successes == 0 else middle - half
-    return Interval(share, low, 1.0 if successes == trials else middle + half)
+    low = _root(lambda p: 1 - _at_most(successes - 1, trials, p)) if successes else 0.0
+    high = _root(lambda p: 1 - _at_most(successes, trials, p), 0.975) if successes < trials else 1.0
+    return Interval(successes / trials, low, high)
 
 
 def _plain(text: str) -> str:
@@ -159,3 +156,18 @@ def _closed(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _interval(value: float, resampled: np.ndarray) -> Interval:
     low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
     return Interval(value, float(low), float(high))
+
+
+def _at_most(successes: int, trials: int, p: float) -> float:
+    """Probability of so many successes or fewer."""
+    logs = (math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in range(successes + 1))
+    return math.fsum(math.exp(log + k * math.log(p) + (trials - k) * math.log1p(-p)) for k, log in enumerate(logs))
+
+
+def _root(rising: Callable[[float], float], target: float = 0.025) -> float:
+    """Where a rising function of a probability reaches the target."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < target else (low, middle)
+    return high

@@ -13,7 +13,7 @@ from kvrag.evaluation.metrics import (
     exact_match,
     gap_closed,
     kl_divergence,
-    wilson,
+    share_interval,
 )
 
 
@@ -119,10 +119,19 @@ def test_one_question_has_an_interval_without_width():
     assert bootstrap_mean([40.0]).low == bootstrap_mean([40.0]).high == 40
 
 
-def test_wilson_intervals():
-    found = wilson(8, 10)  # a textbook's example
-    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.490, 0.943), abs=5e-4)
-    assert wilson(10, 10).low == pytest.approx(10 / (10 + 1.96**2), abs=1e-3)
-    assert wilson(10, 10).high == 1
-    assert wilson(0, 10).low == 0
-    assert (wilson(0, 0).low, wilson(0, 0).high) == (0, 1)
+def test_intervals_of_shares():
+    found = share_interval(8, 10)  # a textbook's example
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4439, 0.9748), abs=5e-5)
+    assert (share_interval(10, 10).low, share_interval(10, 10).high) == pytest.approx((0.025**0.1, 1))
+    assert (share_interval(0, 10).low, share_interval(0, 10).high) == pytest.approx((0, 1 - 0.025**0.1))
+    assert (share_interval(0, 0).low, share_interval(0, 0).high) == (0, 1)
+    many = share_interval(4500, 5000)
+    assert (many.low, many.high) == pytest.approx((0.8914, 0.9082), abs=5e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_intervals_of_shares_hold_for_few_trials_too(share):
+    for trials in (1, 5, 30):
+        held = [share_interval(k, trials) for k in range(trials + 1)]
+        chance = [math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(trials + 1)]
+        assert sum(p for p, found in zip(chance, held, strict=True) if found.low <= share <= found.high) >= 0.95

@@ -1,0 +1,65 @@
+"""Opening what `kvrag build` made, to ask it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from kvrag.cli.folder import StoreFolder
+from kvrag.errors import StoreError
+
+if TYPE_CHECKING:
+    from llama_index.core import VectorStoreIndex
+
+    from kvrag.engine import PacketEngine
+
+__all__ = ["open_built"]
+
+
+@contextmanager
+def open_built(
+    place: StoreFolder, model: str, *, namespace: str, **options: Any
+) -> "Iterator[tuple[PacketEngine, VectorStoreIndex]]":
+    """The engine over a store's packets, and the index over a namespace's chunks.
+
+    Args:
+        place: where they are.
+        model: "demo", a folder or a hub id.
+        namespace: whose chunks.
+        options: `strategy`, `adapter` and `device` of the engine.
+
+    Raises:
+        SettingsError: no strategy has that name.
+        StoreError: the store has no packets for this model and these options, or no chunks in this namespace.
+    """
+    from kvrag.demo import retrieval
+    from kvrag.engine import PacketEngine
+    from kvrag.store import PacketStore
+    from kvrag.strategies import strategy_from_name
+
+    strategy_from_name(options["strategy"])  # a wrong name shall not cost the loading of a model
+    with PacketStore(place.packets) as packets:
+        with Console(stderr=True).status("loading the model"):
+            opened = PacketEngine.from_pretrained(
+                model, store=packets, computed_bytes=0, namespace=namespace, **options
+            )
+        with opened as engine:
+            _check_packets(engine, place)
+            index = place.open_index(namespace, retrieval.sentence_embedding())
+            if not retrieval.node_count(index):
+                raise StoreError(
+                    f"expected documents in namespace {namespace!r} of {place.root}, found none; build them"
+                )
+            yield engine, index
+
+
+def _check_packets(engine: "PacketEngine", place: StoreFolder) -> None:
+    """Answers would be right but slow if no packet served this model; better say so before."""
+    size = engine.store.stat()
+    if engine.strategy.attaches and size.packets and not len(engine.store.matcher(engine.scope())):
+        raise StoreError(
+            f"expected packets of {engine.model.name} with strategy {engine.strategy.name!r} in namespace "
+            f"{engine.namespace!r}, found {size.packets} of others in {place.root}; ask with the model and the options "
+            "of the build, or build again"
+        )

@@ -1,0 +1,212 @@
+"""Whether packets answer as full recompute does, on the user's own documents and questions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from kvrag.engine import PacketEngine
+from kvrag.evaluation.cases import Case
+from kvrag.evaluation.engine_answerer import EngineAnswerer
+from kvrag.evaluation.metrics import Interval, answer_f1, kl_divergence, share_interval
+from kvrag.evaluation.quality import FULL, methods_from_names
+from kvrag.evaluation.report import Setup
+
+__all__ = ["Calibration", "Comparison", "calibrate"]
+
+Verdict = Literal["good", "bad", "unclear"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question, answered both ways from the same chunks.
+
+    Attributes:
+        question: its text.
+        packets: the answer of the strategy.
+        full: the answer of full recompute over the same tokens.
+        f1: SQuAD's F1 of the one against the other, 0 to 100.
+        kl: KL(full || packets) in nats per token of full recompute's answer.
+        first_token_equal: whether both begin with the same token.
+        computed_tokens: rows of the prompt that the strategy computed.
+        prompt_tokens: rows of the prompt.
+    """
+
+    question: str
+    packets: str
+    full: str
+    f1: float
+    kl: float
+    first_token_equal: bool
+    computed_tokens: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came of it.
+
+    Attributes:
+        setup: what it was measured on.
+        strategy: that was compared with full recompute.
+        threshold: share of equal first tokens, 0 to 1, that is good enough.
+        max_new_tokens: of an answer.
+        comparisons: at least one.
+        left_out: questions for which there was nothing to compare.
+    """
+
+    setup: Setup
+    strategy: str
+    threshold: float
+    max_new_tokens: int
+    comparisons: tuple[Comparison, ...]
+    left_out: int = 0
+
+    @property
+    def agreement(self) -> Interval:
+        """Share of equal first tokens with its 95 % interval."""
+        return share_interval(sum(c.first_token_equal for c in self.comparisons), len(self.comparisons))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Good if the whole interval is at the threshold or above, bad if all of it is below, else nobody can tell."""
+        found = self.agreement
+        return "good" if found.low >= self.threshold else "bad" if found.high < self.threshold else "unclear"
+
+    @property
+    def summary(self) -> str:
+        """The verdict in a line, with the numbers it rests on and what to do."""
+        equal, n = sum(c.first_token_equal for c in self.comparisons), len(self.comparisons)
+        found = self.agreement
+        numbers = (
+            f"first token equal in {equal} of {n} (95 % interval {found.low:.0%} to {found.high:.0%}, threshold "
+            f"{self.threshold:.0%})"
+        )
+        if self.verdict == "good":
+            return f"packets answer as full recompute does: {numbers}"
+        if self.verdict == "unclear":
+            return f"too few questions to tell: {numbers}; ask more"
+        cure = "train an adapter (kvrag train adapter --data ...) or use --strategy full-recompute"
+        return f"not good enough: {numbers}; {cure}"
+
+    @property
+    def cached(self) -> float:
+        """Share of the prompts' rows that came from packets, 0 to 1."""
+        rows = sum(c.prompt_tokens for c in self.comparisons)
+        return 1 - sum(c.computed_tokens for c in self.comparisons) / rows
+
+    def worst(self, count: int = 10) -> list[Comparison]:
+        """The answers that differ most: lowest F1 first, then highest KL."""
+        return sorted(self.comparisons, key=lambda c: (c.f1, -c.kl))[:count]
+
+    def numbers(self) -> dict[str, float]:
+        """Means over the questions; shares are 0 to 1."""
+        found = self.agreement
+        return {
+            "first_token_agreement": round(found.value, 4),
+            "first_token_low": round(found.low, 4),
+            "first_token_high": round(found.high, 4),
+            "f1": round(fmean(c.f1 for c in self.comparisons), 2),
+            "kl": round(fmean(c.kl for c in self.comparisons), 6),
+            "cached": round(self.cached, 4),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data, the answers that differ most first."""
+        return {
+            **asdict(self.setup),
+            "strategy": self.strategy,
+            "threshold": self.threshold,
+            "max_new_tokens": self.max_new_tokens,
+            "verdict": self.verdict,
+            "summary": self.summary,
+            "n": len(self.comparisons),
+            "left_out": self.left_out,
+            **self.numbers(),
+            "questions": [asdict(c) for c in self.worst(len(self.comparisons))],
+        }
+
+    def as_markdown(self) -> str:
+        """A report for people, with the ten answers that differ most."""
+        on, found = self.setup, self.numbers()
+        lines = [
+            "# Packets against full recompute",
+            "",
+            f"**{_cell(self.summary)}**",
+            "",
+            f"{len(self.comparisons)} questions, {self.left_out} left out; answers of at most {self.max_new_tokens} "
+            f"tokens; {self.strategy}, adapter {on.adapter}; {_cell(on.model)}, {on.dtype}, {on.device}; {on.date}.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| first token equal | {found['first_token_agreement']:.1%} |",
+            f"| F1 against full recompute's answers | {found['f1']:.1f} |",
+            f"| KL(full recompute, packets), nats per token | {found['kl']:.4f} |",
+            f"| rows of the prompts from packets | {found['cached']:.1%} |",
+            "",
+            "## The answers that differ most",
+        ]
+        for number, c in enumerate(self.worst(), 1):
+            first = "equal" if c.first_token_equal else "different"
+            lines += [
+                "",
+                f"### {number}. {_cell(c.question)}",
+                "",
+                "| packets | full recompute |",
+                "|---|---|",
+                f"| {_cell(c.packets)} | {_cell(c.full)} |",
+                "",
+                f"F1 {c.f1:.1f}, KL {c.kl:.4f}, first token {first}.",
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def calibrate(
+    engine: PacketEngine,
+    cases: Sequence[Case],
+    strategy: str,
+    *,
+    threshold: float = 0.9,
+    max_new_tokens: int = 24,
+    left_out: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Calibration:
+    """Answer every case by the strategy, from the packets that the store has, and by full recompute.
+
+    Args:
+        engine: with the user's store, which is only read.
+        cases: at least one.
+        strategy: its name.
+        threshold: share of equal first tokens, 0 to 1, that is good enough.
+        max_new_tokens: of an answer.
+        left_out: questions that made no case, for the report.
+        advance: hears of every case.
+    """
+    methods = methods_from_names([strategy])
+    answerer = EngineAnswerer(engine, max_new_tokens, builds=False)
+    found: list[Comparison] = []
+    for case in cases:
+        (full,) = answerer.answer([case], methods[FULL])
+        (own,) = answerer.answer([case], methods[strategy], [full.token_ids])
+        found.append(
+            Comparison(
+                question=case.question,
+                packets=own.text.strip(),
+                full=full.text.strip(),
+                f1=answer_f1(own.text, [full.text]),
+                kl=float(kl_divergence(full.logits, own.logits).mean()),
+                first_token_equal=own.token_ids[0] == full.token_ids[0],
+                computed_tokens=own.computed_tokens,
+                prompt_tokens=own.prompt_tokens,
+            )
+        )
+        advance(1)
+    return Calibration(Setup.of(engine), strategy, threshold, max_new_tokens, tuple(found), left_out)
+
+
+def _cell(text: str) -> str:
+    """The text as part of a Markdown table: one line, without markup and control characters."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text).split())
+    for special in "\\`*_[]|#":
+        line = line.replace(special, f"\\{special}")
+    return line.replace("<", "&lt;")
