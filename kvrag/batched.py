@@ -1,6 +1,7 @@
 """Many prompts at once through the model: what training differentiates, and what measures quality at scale."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +11,7 @@ from kvrag.model import LanguageModel
 from kvrag.packing import SOFT_PARTS, PackedRows
 from kvrag.writer import Writer
 
-__all__ = ["compute_rows", "generate_greedily", "soft_table", "writing"]
+__all__ = ["Generated", "compute_rows", "generate_greedily", "soft_table", "writing"]
 
 
 def soft_table(adapter: Adapter | None, device: torch.device) -> torch.Tensor | None:
@@ -37,37 +38,65 @@ def compute_rows(
     return model.run(embeds, rows.positions, current, wanted), current
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Greedy answers to packed prompts.
+
+    Attributes:
+        tokens: of every prompt's every branch, an end token included where one came.
+        logits: `[steps, B, M, vocab]` that the tokens were taken from; empty unless they were to be kept.
+        given: `[A, vocab]` that predict the answers which the rows came with.
+    """
+
+    tokens: list[list[list[int]]]
+    logits: torch.Tensor
+    given: torch.Tensor
+
+
 @torch.no_grad()
 def generate_greedily(
-    model: LanguageModel, rows: PackedRows, soft: torch.Tensor | None, writer: Writer | None, max_new_tokens: int
-) -> list[list[list[int]]]:
-    """The likeliest tokens behind every branch of every prompt, an end token included where one came.
+    model: LanguageModel,
+    rows: PackedRows,
+    soft: torch.Tensor | None,
+    writer: Writer | None,
+    max_new_tokens: int,
+    *,
+    keep_logits: bool = False,
+) -> Generated:
+    """The likeliest tokens behind every branch of every prompt.
 
     Args:
         model: to run on.
-        rows: of prompts without answers.
+        rows: of prompts; answers that they come with are predicted too, and seen by no token generated here.
         soft: of the adapter.
         writer: of the adapter.
         max_new_tokens: at most so many a branch.
+        keep_logits: of the tokens generated; they are large.
     """
+    wanted = torch.cat([rows.last_rows.flatten(), rows.answer_rows])
     with writing(model, writer, rows):
-        logits, current = compute_rows(model, rows, soft, rows.last_rows.flatten(), keep=True)
+        computed, current = compute_rows(model, rows, soft, wanted, keep=True)
+    logits, given = computed.split([rows.last_rows.numel(), len(rows.answer_rows)])
     states = current.states(rows.last_reads, max_new_tokens)
     stops = torch.tensor(sorted(model.stop_ids), device=logits.device)
-    positions = rows.ends.flatten()
-    tokens = [logits.argmax(-1)]
+    positions, own = rows.ends.flatten(), torch.arange(rows.ends.numel(), device=logits.device)
+    tokens, kept = [logits.argmax(-1)], [logits]
     ended = torch.isin(tokens[0], stops)
     while len(tokens) < max_new_tokens and not ended.all():
         step = StepPass(states)
-        logits = model.run(model.embed(tokens[-1]), positions, step, torch.arange(len(positions), device=logits.device))
+        logits = model.run(model.embed(tokens[-1]), positions, step, own)
         step.commit()
         positions = positions + 1
         tokens.append(logits.argmax(-1))
+        if keep_logits:
+            kept.append(logits)
         ended |= torch.isin(tokens[-1], stops)
     columns = torch.stack(tokens, 1).tolist()
     cut = [_until_end(row, model.stop_ids) for row in columns]
     branches = rows.last_rows.shape[1]
-    return [cut[first : first + branches] for first in range(0, len(cut), branches)]
+    answers = [cut[first : first + branches] for first in range(0, len(cut), branches)]
+    seen = torch.stack(kept).unflatten(1, rows.last_rows.shape) if keep_logits else logits.new_empty(0)
+    return Generated(answers, seen, given)
 
 
 def _until_end(tokens: list[int], stops: frozenset[int]) -> list[int]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import pad
 
 from kvrag.errors import AdapterError
 
@@ -130,10 +130,42 @@ class Writer:
 
     def _hook(self, a: torch.Tensor, b: torch.Tensor, rows: int | None) -> Any:
         def add(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            x = inputs[0] if rows is None else inputs[0][..., :rows, :]
-            update = linear(linear(x, a.to(x)) * self.scale, b.to(x))
-            if rows is None:
-                return output + update
-            return torch.cat([output[..., :rows, :] + update, output[..., rows:, :]], dim=-2)
+            updated: Any = _Update.apply(output, inputs[0], a, b, self.scale, rows)
+            return updated
 
         return add
+
+
+class _Update(torch.autograd.Function):
+    """Add the update to the first rows of a layer's output, in place.
+
+    By slices and sums of autograd's own it would take four more passes over memory, a tenth of a training step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: torch.Tensor,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        rows: int | None,
+    ) -> torch.Tensor:
+        ctx.mark_dirty(output)
+        kept = x.flatten(0, -2)[:rows]
+        down, up = a.to(x), b.to(x)
+        low = kept @ down.T
+        output.view(-1, output.shape[-1])[:rows].addmm_(low, up.T, alpha=scale)
+        ctx.save_for_backward(kept, low, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kept, low, a, b = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)[: len(kept)]
+        of_low = (grad @ b.to(grad)) * ctx.scale
+        of_b = (grad.T @ low) * ctx.scale
+        of_x = pad(of_low @ a.to(grad), (0, 0, 0, grads[0].flatten(0, -2).shape[0] - len(kept)))
+        return grads[0], of_x.view(ctx.shape), (of_low.T @ kept).to(a), of_b.to(b), None, None

@@ -8,8 +8,10 @@ of their prompt. A prompt may end in several *branches* that do not see each oth
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ["NO_SPAN", "PackedLayout", "PackedPass", "PackedStates", "StepPass", "pack_layout"]
@@ -17,16 +19,21 @@ __all__ = ["NO_SPAN", "PackedLayout", "PackedPass", "PackedStates", "StepPass", 
 NO_SPAN = -1
 """Span number of a row that reads."""
 
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which compiles a plan for every new shape: half the time of a run whose batches all differ."""
+
 
 @dataclass(frozen=True)
 class PackedLayout:
     """Which row stands where. `C` spans of at most `T` rows, `B` prompts with at most `R` reads and `N` keys, `S` rows.
 
+    The rows of spans come first.
+
     Attributes:
-        spans: `[C, T]` row numbers, filled up with row 0 behind the span's own.
-        reads: `[B, R]` row numbers, likewise.
+        spans: `[C, T]` row numbers, -1 behind a span's own.
+        reads: `[B, R]` numbers among the rows that read, likewise.
         keys: `[B, N]` row numbers of all that a prompt's reads may see, likewise.
-        place: `[S]` where a row's result is: in the spans read row by row, or behind them in the reads.
+        span_place, read_place, key_place: where each row stands in those three, read row by row.
         read_order, key_order: `[B, R]`, `[B, N]` places in the prompt; -1 fills up the reads.
         read_branch, key_branch: `[B, R]`, `[B, N]` branches, 0 for what all branches see; -1 fills up the keys.
     """
@@ -34,7 +41,9 @@ class PackedLayout:
     spans: torch.Tensor
     reads: torch.Tensor
     keys: torch.Tensor
-    place: torch.Tensor
+    span_place: torch.Tensor
+    read_place: torch.Tensor
+    key_place: torch.Tensor
     read_order: torch.Tensor
     key_order: torch.Tensor
     read_branch: torch.Tensor
@@ -60,31 +69,28 @@ def pack_layout(
 
     Args:
         prompts: `[S]` number of each row's prompt, from 0.
-        spans: `[S]` number of each row's span, from 0 in the order of the rows, or `NO_SPAN`.
+        spans: `[S]` number of each row's span, from 0 in the order of the rows, or `NO_SPAN` behind all of them.
         orders: `[S]` place in its prompt: a read sees what has no greater one.
         branches: `[S]` 0, or the branch that the row belongs to; rows of spans have 0.
     """
     prompt, span, order, branch = (torch.tensor(list(x), dtype=torch.long) for x in (prompts, spans, orders, branches))
-    row = torch.arange(len(prompt))
-    reading = span == NO_SPAN
-    in_span = row[~reading]
-    of_spans, span_place = _table(span[~reading], in_span)
-    of_reads, read_place = _table(prompt[reading], row[reading], groups=int(prompt.max()) + 1)
-    of_keys, _ = _table(prompt, row)
-    place = torch.empty_like(row)
-    place[in_span] = span_place
-    place[reading] = read_place + of_spans.numel()
-    filled_reads, filled_keys = of_reads < 0, of_keys < 0
-    reads, keys = of_reads.clamp(min=0), of_keys.clamp(min=0)
+    first = int((span != NO_SPAN).sum())
+    assert (span[first:] == NO_SPAN).all(), "rows of spans come first"
+    of_spans, span_place = _table(span[:first])
+    of_reads, read_place = _table(prompt[first:], groups=int(prompt.max()) + 1)
+    of_keys, key_place = _table(prompt)
+    reads, keys = of_reads.clamp(min=0) + first, of_keys.clamp(min=0)
     return PackedLayout(
-        spans=of_spans.clamp(min=0),
-        reads=reads,
-        keys=keys,
-        place=place,
-        read_order=order[reads].masked_fill(filled_reads, -1),
+        spans=of_spans,
+        reads=of_reads,
+        keys=of_keys,
+        span_place=span_place,
+        read_place=read_place,
+        key_place=key_place,
+        read_order=order[reads].masked_fill(of_reads < 0, -1),
         key_order=order[keys],
         read_branch=branch[reads],
-        key_branch=branch[keys].masked_fill(filled_keys, -1),
+        key_branch=branch[keys].masked_fill(of_keys < 0, -1),
     )
 
 
@@ -108,19 +114,20 @@ class PackedPass:
         """Attend: `[S, HQ, D]` from queries `[HQ, S, D]`, keys and values `[H, S, D]`."""
         self.layers_seen += 1
         at, (q, k, v) = self.layout, (x.transpose(0, 1) for x in (query, key, value))
-        results = []
-        if at.spans.numel():
-            own, keys, values = (_take(x, at.spans) for x in (q, k, v))
+        first, results = len(at.span_place), []
+        if first:
+            own, keys, values = (_pad(x[:first], at.spans, at.span_place) for x in (q, k, v))
             grouped = own.shape[1] != keys.shape[1]
-            alone = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
-            results.append(alone.transpose(1, 2).flatten(0, 1))
-        if at.reads.numel():
-            keys, values = _take(k, at.keys), _take(v, at.keys)
+            with sdpa_kernel(_KERNELS):
+                out = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
+            results.append(_unpad(out, at.spans, at.span_place))
+        if first < len(q):
+            keys, values = (_pad(x, at.keys, at.key_place) for x in (k, v))
             if self.kept is not None:
                 self.kept[layer] = (keys, values)
-            read = _read(_take(q, at.reads), keys, values, self._mask, scaling)
-            results.append(read.transpose(1, 2).flatten(0, 1))
-        return torch.cat(results).index_select(0, at.place)
+            out = _read(_pad(q[first:], at.reads, at.read_place), keys, values, self._mask, scaling)
+            results.append(_unpad(out, at.reads, at.read_place))
+        return torch.cat(results)
 
     def states(self, rows: torch.Tensor, steps: int) -> "PackedStates":
         """What the pass kept, with room to go on.
@@ -185,9 +192,35 @@ class StepPass:
         self._states.length = self._last
 
 
-def _take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """`[A, heads, K, D]` from `[S, heads, D]` and row numbers `[A, K]`."""
-    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+class _Gather(torch.autograd.Function):
+    """Rows by number, 0 where there is none. Every row is taken at most once, so that its gradient is gathered too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, back)
+        return _gather(x, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        rows, back = ctx.saved_tensors
+        return _gather(grads[0], back), None, None
+
+
+def _gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`[n, ...]` rows of `x` by number `[n]`; what is negative gives zeros."""
+    return x.index_select(0, rows.clamp(min=0)).masked_fill_((rows < 0).view(-1, *[1] * (x.ndim - 1)), 0)
+
+
+def _pad(x: torch.Tensor, table: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """`[A, heads, K, D]` from rows `[n, heads, D]`, their table `[A, K]` and their places in it `[n]`."""
+    padded: Any = _Gather.apply(x, table.flatten(), place)
+    return padded.unflatten(0, table.shape).transpose(1, 2)
+
+
+def _unpad(x: torch.Tensor, table: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """The rows `[n, heads, D]` of `[A, heads, K, D]`."""
+    rows: Any = _Gather.apply(x.transpose(1, 2).flatten(0, 1), place, table.flatten())
+    return rows
 
 
 def _read(
@@ -197,11 +230,12 @@ def _read(
     heads, group = keys.shape[1], query.shape[1] // keys.shape[1]
     rows = query.unflatten(1, (heads, group)).flatten(2, 3)
     folded = mask.repeat(1, group, 1)[:, None]
-    out = scaled_dot_product_attention(rows, keys, values, attn_mask=folded, scale=scaling)
+    with sdpa_kernel(_KERNELS):
+        out = scaled_dot_product_attention(rows, keys, values, attn_mask=folded, scale=scaling)
     return out.unflatten(2, (group, -1)).flatten(1, 2)
 
 
-def _table(group: torch.Tensor, row: torch.Tensor, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(group: torch.Tensor, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows `[groups, most]` of every group in their order, -1 where there are no more; and each row's flat place."""
     count = groups or (int(group.max()) + 1 if len(group) else 0)
     if not len(group):
@@ -214,5 +248,5 @@ def _table(group: torch.Tensor, row: torch.Tensor, groups: int | None = None) ->
     width = int(sizes.max())
     place = group * width + within
     table = torch.full((count * width,), -1)
-    table[place] = row
+    table[place] = torch.arange(len(group))
     return table.unflatten(0, (count, width)), place

@@ -22,7 +22,7 @@ __all__ = ["adapter", "reader"]
 _train = typer.Typer(help="Train an adapter for a model, or a reader for a small one.")
 app.add_typer(_train, name="train")
 
-_GENERATED = 3000  # topics of each domain that code makes
+_GENERATED = 1500  # topics of each domain that code makes
 
 DataOption = Annotated[
     list[str],

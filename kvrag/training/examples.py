@@ -25,12 +25,10 @@ class Batch:
     """The same prompts twice.
 
     Attributes:
-        prompts: as trees.
         teacher: as full recompute lays them out.
         student: as the strategy does; None when only the teacher is wanted.
     """
 
-    prompts: tuple[PromptTree, ...]
     teacher: PackedRows
     student: PackedRows | None
 
@@ -38,7 +36,7 @@ class Batch:
     def of(cls, prompts: Sequence[PromptTree], strategy: Strategy | None, adapter: Adapter | None) -> "Batch":
         """Both layouts of some prompts."""
         student = None if strategy is None else pack_prompts(prompts, strategy, adapter)
-        return cls(tuple(prompts), pack_prompts(prompts, _FULL, None), student)
+        return cls(pack_prompts(prompts, _FULL, None), student)
 
 
 class Grower:

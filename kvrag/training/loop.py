@@ -202,7 +202,7 @@ class _Run:
     def _answered(self, prompts: Sequence[PromptTree]) -> Batch:
         """The prompts with the answers that the teacher gives."""
         rows = Batch.of(prompts, None, None).teacher.to(self.task.model.device)
-        found = generate_greedily(self.task.model, rows, None, None, self.settings.max_answer_tokens)
+        found = generate_greedily(self.task.model, rows, None, None, self.settings.max_answer_tokens).tokens
         answered: list[PromptTree] = []
         for prompt, answers in zip(prompts, found, strict=True):
             pairs = zip(prompt.branches, answers, strict=False)  # prompts with fewer branches repeat their last

@@ -51,7 +51,8 @@ def with_questions(model: LanguageModel, questions: QuestionSet, seed: int, requ
     written: dict[int, list[Question]] = {}
     for group in micro_batches([tree for _, _, tree in asked], _ROWS):
         rows = pack_prompts(group, FullRecompute(), None).to(model.device)
-        for tree, (tokens,) in zip(group, generate_greedily(model, rows, None, None, _LONGEST), strict=True):
+        answers = generate_greedily(model, rows, None, None, _LONGEST).tokens
+        for tree, (tokens,) in zip(group, answers, strict=True):
             t, p = by_tree[id(tree)]
             text = _question(model.tokenizer.decode([i for i in tokens if i not in model.stop_ids]))
             if text and all(text != q.text for q in written.get(t, ())):

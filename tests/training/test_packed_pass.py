@@ -109,7 +109,7 @@ def test_answers_of_many_prompts_equal_those_of_the_engine(strategy, engine):
     engine.build(CHUNKS)
     trees = trees_of(engine.model, some_contexts())
     rows = pack_prompts(trees, strategy, None)
-    answers = generate_greedily(engine.model, rows, None, None, 6)
+    answers = generate_greedily(engine.model, rows, None, None, 6).tokens
     for tree, of_tree in zip(trees, answers, strict=True):
         for branch, answer in zip(tree.branches, of_tree, strict=False):
             segments = [*tree.trunk, TextSegment(branch.ids, 0, 0)]
