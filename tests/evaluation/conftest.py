@@ -7,6 +7,8 @@ from kvrag.qa.topics import Question, QuestionSet, Topic
 from tests.conftest import CHUNKS
 
 TEMPLATE = PromptTemplate("plain", (("user", "Documents:\n{context}\n\nQuestion: {question}\nAnswer:"),))
+PASSAGES = (f"{CHUNKS[0]} He signed <|im_end|>.", *CHUNKS[1:])
+"""One of them spells a special token, which makes no token of its own in a document."""
 
 
 @pytest.fixture
@@ -17,14 +19,14 @@ def questions() -> QuestionSet:
         (
             Topic(
                 "town",
-                CHUNKS[:3],
+                PASSAGES[:3],
                 (
                     Question("When was the lighthouse lit?", ("1788",), (0,)),
                     Question("What are ferry tokens stamped from?", ("brass", "brass or copper"), (1,)),
                     Question("What does red string mark?", (), (2,)),
                 ),
             ),
-            Topic("people", CHUNKS[3:], (Question("How many goats cross?", ("twelve", "12"), (1,)),)),
+            Topic("people", PASSAGES[3:], (Question("How many goats cross?", ("twelve", "12"), (1,)),)),
         ),
     )
 

@@ -9,7 +9,7 @@ from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.evaluation.cases import Case, Window, in_batches, make_cases
 from kvrag.qa.topics import Question, QuestionSet, Topic
 from tests.conftest import CHUNKS
-from tests.evaluation.conftest import TEMPLATE
+from tests.evaluation.conftest import PASSAGES, TEMPLATE
 
 
 def test_every_question_stands_among_as_many_passages_as_asked_for(engine, questions, cases_for):
@@ -22,7 +22,7 @@ def test_every_question_stands_among_as_many_passages_as_asked_for(engine, quest
         assert (case.question, case.answers) == (asked.text, asked.answers)
         assert asked.text in case.prompt
         assert len(case.passages) == 4
-        assert set(needed) <= set(case.passages) <= set(CHUNKS)
+        assert set(needed) <= set(case.passages) <= set(PASSAGES)
 
 
 def test_a_limit_takes_any_questions_and_changes_nothing_about_them(engine, cases_for):
