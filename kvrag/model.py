@@ -417,10 +417,10 @@ def _digest_numbers(flat: torch.Tensor) -> tuple[str, bytes]:
             block = words[start : start + (1 << 16)]
             if np.bitwise_or.reduce(block) & 0xFFFF:
                 break
-            digest.update((block >> 16).astype(np.uint16))
+            digest.update((block >> 16).astype(np.uint16).data)
         else:
             return "", digest.digest()
-    return "" if flat.dtype == torch.bfloat16 else str(flat.dtype), xxhash.xxh3_128_digest(data)
+    return "" if flat.dtype == torch.bfloat16 else str(flat.dtype), xxhash.xxh3_128_digest(data.data)
 
 
 def _all_modules(model: Any) -> list[Any]:
