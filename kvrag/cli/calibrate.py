@@ -41,7 +41,7 @@ def calibrate(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Questions to ask, at most.")] = 100,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Chunks to retrieve.")] = 5,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Share of equal first tokens that is good enough.")
+        float, typer.Option("--threshold", min=0, max=1, help="Share of equal first tokens, and F1 / 100, to reach.")
     ] = 0.9,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
     model: ModelOption = "demo",
@@ -141,12 +141,12 @@ def _retrieve(
 
 def _show(found: "Calibration") -> None:
     out, numbers = results(), found.numbers()
-    style = {"good": "bold green", "bad": "bold red", "unclear": "bold yellow"}[found.verdict]
+    style = {"good": "bold green", "bad": "bold red"}.get(found.verdict, "bold yellow")
     out.print(Text(printable(found.summary), style=style), soft_wrap=True)
     left_out = f" ({found.left_out} left out)" if found.left_out else ""
     out.print(
-        f"{len(found.comparisons)} questions{left_out}: F1 against full recompute's answers {numbers['f1']:.1f}, "
-        f"KL {numbers['kl']:.4f} nats per token, {numbers['cached']:.0%} of the rows from packets",
+        f"{len(found.comparisons)} questions{left_out}: KL {numbers['kl']:.4f} nats per token of full recompute's "
+        f"answers, {numbers['cached']:.0%} of the rows from packets",
         soft_wrap=True,
     )
     table = Table("question", "packets", "full recompute", box=None, title="the answers that differ most")

@@ -14,7 +14,7 @@ from kvrag.evaluation.report import Setup
 
 __all__ = ["Calibration", "Comparison", "calibrate"]
 
-Verdict = Literal["good", "bad", "unclear"]
+Verdict = Literal["good", "mixed", "bad", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Calibration:
     Attributes:
         setup: what it was measured on.
         strategy: that was compared with full recompute.
-        threshold: share of equal first tokens, 0 to 1, that is good enough.
+        threshold: share of equal first tokens, 0 to 1, and hundredth of the answers' F1, that is good enough.
         max_new_tokens: of an answer.
         comparisons: at least one.
         left_out: questions for which there was nothing to compare.
@@ -68,10 +68,23 @@ class Calibration:
         return share_interval(sum(c.first_token_equal for c in self.comparisons), len(self.comparisons))
 
     @property
+    def f1(self) -> float:
+        """Mean F1 of the answers against full recompute's, 0 to 100."""
+        return fmean(c.f1 for c in self.comparisons)
+
+    @property
     def verdict(self) -> Verdict:
-        """Good if the whole interval is at the threshold or above, bad if all of it is below, else nobody can tell."""
+        """What the first tokens say, whose whole interval has to be on one side of the threshold, and then the answers.
+
+        Bad below the threshold, unclear around it; above it good or, if the answers' F1 is below the threshold, mixed:
+        answers may begin alike ("The ...") and say different things.
+        """
         found = self.agreement
-        return "good" if found.low >= self.threshold else "bad" if found.high < self.threshold else "unclear"
+        if found.high < self.threshold:
+            return "bad"
+        if found.low < self.threshold:
+            return "unclear"
+        return "good" if self.f1 >= 100 * self.threshold else "mixed"
 
     @property
     def summary(self) -> str:
@@ -80,14 +93,15 @@ class Calibration:
         found = self.agreement
         numbers = (
             f"first token equal in {equal} of {n} (95 % interval {found.low:.0%} to {found.high:.0%}, threshold "
-            f"{self.threshold:.0%})"
+            f"{self.threshold:.0%}), F1 of the answers {self.f1:.0f}"
         )
-        if self.verdict == "good":
-            return f"packets answer as full recompute does: {numbers}"
-        if self.verdict == "unclear":
-            return f"too few questions to tell: {numbers}; ask more"
-        cure = "train an adapter (kvrag train adapter --data ...) or use --strategy full-recompute"
-        return f"not good enough: {numbers}; {cure}"
+        return {
+            "good": f"packets answer as full recompute does: {numbers}",
+            "mixed": f"answers begin alike and go on differently: {numbers}; read the worst of them side by side",
+            "unclear": f"too few questions to tell: {numbers}; ask more",
+            "bad": f"not good enough: {numbers}; train an adapter (kvrag train adapter --data ...) or use --strategy "
+            "full-recompute",
+        }[self.verdict]
 
     @property
     def cached(self) -> float:
@@ -106,7 +120,7 @@ class Calibration:
             "first_token_agreement": round(found.value, 4),
             "first_token_low": round(found.low, 4),
             "first_token_high": round(found.high, 4),
-            "f1": round(fmean(c.f1 for c in self.comparisons), 2),
+            "f1": round(self.f1, 2),
             "kl": round(fmean(c.kl for c in self.comparisons), 6),
             "cached": round(self.cached, 4),
         }
@@ -177,7 +191,7 @@ def calibrate(
         engine: with the user's store, which is only read.
         cases: at least one.
         strategy: its name.
-        threshold: share of equal first tokens, 0 to 1, that is good enough.
+        threshold: as in `Calibration`.
         max_new_tokens: of an answer.
         left_out: questions that made no case, for the report.
         advance: hears of every case.

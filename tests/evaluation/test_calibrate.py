@@ -99,8 +99,17 @@ def test_the_whole_interval_decides(equal, n, threshold, verdict):
 
 def test_few_questions_are_no_verdict():
     assert made(10, 10).summary == (
-        "too few questions to tell: first token equal in 10 of 10 (95 % interval 69% to 100%, threshold 90%); ask more"
+        "too few questions to tell: first token equal in 10 of 10 (95 % interval 69% to 100%, threshold 90%), "
+        "F1 of the answers 100; ask more"
     )
+
+
+def test_answers_that_only_begin_alike_are_not_called_good():
+    same = Comparison("q", "The bell is flat.", "The goats are few.", 40.0, 0.1, True, 20, 100)
+    found = Calibration(SETUP, "kv-packet", 0.9, 24, (same,) * 50)
+    assert found.verdict == "mixed"
+    assert found.summary.startswith("answers begin alike and go on differently: first token equal in 50 of 50 ")
+    assert "F1 of the answers 40; read" in found.summary
 
 
 def test_the_report_shows_the_ten_worst_side_by_side():
