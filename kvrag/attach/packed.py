@@ -107,6 +107,7 @@ class PackedPass:
         self.layout = layout
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if keep else None
         self._mask = layout.mask()
+        self._added: torch.Tensor | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -125,7 +126,9 @@ class PackedPass:
             keys, values = (_pad(x, at.keys, at.key_place) for x in (k, v))
             if self.kept is not None:
                 self.kept[layer] = (keys, values)
-            out = _read(_pad(q[first:], at.reads, at.read_place), keys, values, self._mask, scaling)
+            if self._added is None:  # once a pass: attention kernels would turn a boolean mask into this in every layer
+                self._added = _additive(self._mask, q.shape[1] // k.shape[1], q.dtype)
+            out = _read(_pad(q[first:], at.reads, at.read_place), keys, values, self._added, scaling)
             results.append(_unpad(out, at.reads, at.read_place))
         return torch.cat(results)
 
@@ -173,6 +176,7 @@ class StepPass:
         self._states = states
         self._last = states.length + states.branches
         self._mask = states.mask[:, :, : self._last]
+        self._added: torch.Tensor | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -184,7 +188,9 @@ class StepPass:
         keys, values = self._states.layers[layer]
         keys[:, :, first : self._last] = k
         values[:, :, first : self._last] = v
-        out = _read(q, keys[:, :, : self._last], values[:, :, : self._last], self._mask, scaling)
+        if self._added is None:
+            self._added = _additive(self._mask, q.shape[1] // k.shape[1], q.dtype)
+        out = _read(q, keys[:, :, : self._last], values[:, :, : self._last], self._added, scaling)
         return out.transpose(1, 2).flatten(0, 1)
 
     def commit(self) -> None:
@@ -224,15 +230,24 @@ def _unpad(x: torch.Tensor, table: torch.Tensor, place: torch.Tensor) -> torch.T
 
 
 def _read(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, added: torch.Tensor, scaling: float
 ) -> torch.Tensor:
     """Masked attention `[B, HQ, R, D]`; the query heads of a KV head become rows, so that nothing is repeated."""
     heads, group = keys.shape[1], query.shape[1] // keys.shape[1]
     rows = query.unflatten(1, (heads, group)).flatten(2, 3)
-    folded = mask.repeat(1, group, 1)[:, None]
     with sdpa_kernel(_KERNELS):
-        out = scaled_dot_product_attention(rows, keys, values, attn_mask=folded, scale=scaling)
+        out = scaled_dot_product_attention(rows, keys, values, attn_mask=added, scale=scaling)
     return out.unflatten(2, (group, -1)).flatten(1, 2)
+
+
+def _additive(mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores, `[B, 1, group * R, N]`, from what may be seen `[B, R, N]`.
+
+    Rows lie 16 bytes apart, as the fused kernels want them.
+    """
+    batch, rows, keys = mask.shape
+    room = torch.zeros(batch, 1, group * rows, -(-keys // 16) * 16, dtype=dtype, device=mask.device)[..., :keys]
+    return room.masked_fill_(~mask.repeat(1, group, 1)[:, None], torch.finfo(dtype).min)
 
 
 def _table(group: torch.Tensor, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kvrag.packing import PromptTree
+from kvrag.qa import Context
 from kvrag.qa.prompt_template import PromptTemplate
 from kvrag.training.examples import Batch, Grower, micro_batches
 from kvrag.training.mixture import Mixture
@@ -58,7 +59,10 @@ class Steps(Dataset):
         trees: list[PromptTree] = []
         for number in numbers:
             template = self._templates[number % len(self._templates)]
-            trees += self._grower.trees(self._mixture.context(number), template, answers=given)
+            context = self._mixture.context(number)
+            if not template.asks_last:  # every further question would be a whole prompt more
+                context = Context(context.passages, context.questions[:1])
+            trees += self._grower.trees(context, template, answers=given)
         groups = micro_batches(trees, self._settings.micro_tokens)
         return [self._task.pack(group) for group in groups] if given else groups
 
