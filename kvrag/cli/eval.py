@@ -48,7 +48,7 @@ def quality(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each data set, at most.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of distractors, orders and resampling.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
-    backend: Annotated[str, typer.Option("--backend", help="How cases are run: auto or engine.")] = "auto",
+    backend: Annotated[str, typer.Option("--backend", help="How cases are run: auto, batched or engine.")] = "auto",
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Rows in memory together.")] = 16_384,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",

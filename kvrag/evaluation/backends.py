@@ -3,12 +3,13 @@
 from kvrag.engine import PacketEngine
 from kvrag.errors import SettingsError
 from kvrag.evaluation.answering import Answerer
+from kvrag.evaluation.batched_answerer import BatchedAnswerer
 from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.strategies import Strategy
 
 __all__ = ["BACKENDS", "AnswererChoice", "check_backend"]
 
-BACKENDS = ("auto", "engine")
+BACKENDS = ("auto", "batched", "engine")
 
 _ROOM = 1 << 30  # bytes of packets to keep in a store that only the measurement uses
 
@@ -28,8 +29,8 @@ class AnswererChoice:
 
     Args:
         engine: to run on, with a store that nobody else uses.
-        backend: "engine" answers one case after the other by the parts that serve; "auto" takes the fastest backend
-            that can run a strategy.
+        backend: "engine" answers one case after the other by the parts that serve; "batched" many in one pass, and is
+            what "auto" takes.
         max_new_tokens: of an answer.
 
     Raises:
@@ -38,8 +39,12 @@ class AnswererChoice:
 
     def __init__(self, engine: PacketEngine, backend: str, max_new_tokens: int) -> None:
         check_backend(backend)
-        self._one_by_one = EngineAnswerer(engine, max_new_tokens, room=_ROOM)
+        self._answerer: Answerer
+        if backend == "engine":
+            self._answerer = EngineAnswerer(engine, max_new_tokens, room=_ROOM)
+        else:
+            self._answerer = BatchedAnswerer(engine.model, engine.adapter, max_new_tokens)
 
     def __call__(self, strategy: Strategy) -> Answerer:
         """The answerer for a strategy."""
-        return self._one_by_one
+        return self._answerer

@@ -33,11 +33,6 @@ class BatchedAnswerer:
         self._max_new_tokens = max_new_tokens
         self._grower = Grower(model, model.max_positions, max_new_tokens)
 
-    @staticmethod
-    def can_run(strategy: Strategy) -> bool:
-        """Whether the strategy only attaches, or only computes."""
-        return True
-
     def answer(
         self, cases: Sequence[Case], strategy: Strategy, given: Sequence[Sequence[int]] | None = None
     ) -> list[Answered]:
@@ -53,7 +48,7 @@ class BatchedAnswerer:
         sizes = [len(tokens) for tokens in forced]
         predicted = found.given.split(sizes) if given is not None else None
         answers: list[Answered] = []
-        for number, (case, tree) in enumerate(zip(cases, trees, strict=True)):
+        for number, tree in enumerate(trees):
             (own,) = found.tokens[number]
             total = int(rows.ends[number, 0])
             computed = int(rows.last_reads[number, 0]) + 1 if strategy.attaches else total

@@ -182,5 +182,5 @@ def test_questions_without_answers_are_judged_by_kl_and_the_first_token_only():
 
 
 def test_unknown_backends_are_named(engine):
-    with pytest.raises(SettingsError, match="expected a backend out of auto, engine"):
+    with pytest.raises(SettingsError, match="expected a backend out of auto, batched, engine"):
         AnswererChoice(engine, "quantum", 8)
