@@ -140,16 +140,24 @@ class LanguageModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Token ids that end an answer."""
-        configured = (self._model.generation_config.eos_token_id, self._chat_tokenizer.eos_token_id)
-        ids = [i if isinstance(i, list) else [i] for i in configured if i is not None]
-        return frozenset(i for several in ids for i in several)
+        """Token ids that end an answer: those that end a turn, and the one that would begin another text."""
+        own = (self._chat_tokenizer.eos_token_id, self._chat_tokenizer.bos_token_id)
+        return frozenset(i for i in (*self._configured_ends, *own) if i is not None)
 
     @property
     def end_id(self) -> int:
-        """The token id that ends the model's own answers."""
-        own = self._chat_tokenizer.eos_token_id
-        return min(self.stop_ids) if own is None else int(own)
+        """The token id that a trained answer ends with: the tokenizer's, if the model's configuration agrees.
+
+        Tokenizers converted from GGUF files by transformers 5.17 have been seen to name the token that begins a turn.
+        """
+        ends, own = self._configured_ends, self._chat_tokenizer.eos_token_id
+        return int(own) if own in ends or not ends else int(ends[0])
+
+    @property
+    def _configured_ends(self) -> list[int]:
+        """The configuration's end tokens, in its order."""
+        ends = self._model.generation_config.eos_token_id
+        return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
     @cached_property
     def identity(self) -> Identity:

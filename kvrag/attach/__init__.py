@@ -3,7 +3,8 @@
 from kvrag.attach.attention import PASS_KWARG, AttentionPass, Pass, attend
 from kvrag.attach.computed import ComputedStates
 from kvrag.attach.lane import Extent, Geometry, Lane
-from kvrag.attach.packed import NO_SPAN, PackedLayout, PackedPass, PackedStates, StepPass, pack_layout
+from kvrag.attach.layout import NO_SPAN, PackedLayout, pack_layout
+from kvrag.attach.packed import PackedPass, PackedStates, StepPass
 from kvrag.attach.threads import release_helpers
 
 __all__ = [

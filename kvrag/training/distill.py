@@ -112,6 +112,16 @@ class AdapterTask(Task):
         self.adapter(tensors, trained_on).save(path)
         return path
 
+    def load(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """The tensors of an adapter file.
+
+        Raises:
+            AdapterError: it cannot be read, or was trained for another model.
+        """
+        adapter = Adapter.load(path)
+        adapter.check_model(self.model.identity, self.model.hidden_size, self.model.linear_modules)
+        return adapter.tensors
+
     def _header(self, trained_on: str) -> AdapterHeader:
         identity = self.model.identity
         return AdapterHeader(

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from kvrag.batched import compute_rows
+from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
 from kvrag.training.examples import Batch
 from kvrag.training.task import Task, low_rank
@@ -17,6 +19,8 @@ from kvrag.training.task import Task, low_rank
 __all__ = ["ReaderTask"]
 
 _SCALE = 2
+_PEFT = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
 
 
 class ReaderTask(Task):
@@ -45,7 +49,7 @@ class ReaderTask(Task):
         path = folder / "reader"
         path.mkdir(parents=True, exist_ok=True)
         named = {
-            f"base_model.model.{name.removeprefix('writer.')}": t.detach().to("cpu", torch.bfloat16).contiguous()
+            f"{_PEFT}{name.removeprefix('writer.')}": t.detach().to("cpu", torch.bfloat16).contiguous()
             for name, t in tensors.items()
         }
         config = {
@@ -58,6 +62,18 @@ class ReaderTask(Task):
             "target_modules": sorted({path.rsplit(".", 1)[-1] for path in self.reader.tensors}),
             "inference_mode": True,
         }
-        save_file(named, str(path / "adapter_model.safetensors"), metadata={"format": "pt", "trained_on": trained_on})
+        save_file(named, str(path / _WEIGHTS), metadata={"format": "pt", "trained_on": trained_on})
         (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         return path
+
+    def load(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """The tensors of a folder in peft's format.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        try:
+            tensors = load_file(str(path / _WEIGHTS))
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"expected a reader in {path}, found none that can be read: {error}") from error
+        return {f"writer.{name.removeprefix(_PEFT)}": tensor for name, tensor in tensors.items()}

@@ -8,6 +8,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from kvrag.errors import TrainingError
 from kvrag.packet import digest_fields
 from kvrag.qa import QuestionSet
@@ -84,6 +86,7 @@ def run_training(
         json.dumps(about | {"settings": None, "model": None}, sort_keys=True, default=str),
         *(data_digest(questions) for questions, _ in sets),
         *(repr(template) for template in templates),
+        *(xxhash.xxh3_128_hexdigest(p.detach().cpu().numpy().tobytes()) for p in task.parameters.values()),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,13 +38,13 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=600, ge=1)
-    contexts: int = Field(default=32, ge=1)
-    questions: int = Field(default=6, ge=1)
+    steps: int = Field(default=1500, ge=1)
+    contexts: int = Field(default=16, ge=1)
+    questions: int = Field(default=12, ge=1)
     min_passages: int = Field(default=1, ge=1)
     max_passages: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=3072, ge=64)
-    longer_chunks: float = Field(default=0.3, ge=0, le=1)
+    longer_chunks: float = Field(default=0.2, ge=0, le=1)
     metadata: float = Field(default=0.2, ge=0, le=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     soft_learning_rate: float = Field(default=5e-3, gt=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kvrag.adapter import Adapter
+from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
 from kvrag.packing import PromptTree
 from kvrag.strategies import Strategy
@@ -45,6 +46,28 @@ class Task(ABC):
     @abstractmethod
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write the result from the values of the parameters; returns the file or folder to use."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """Values of the parameters in what an earlier run saved."""
+
+    def begin_from(self, path: Path) -> None:
+        """Begin with the values of an earlier run instead of fresh ones.
+
+        Raises:
+            TrainingError: it trained other parts, or parts of other sizes.
+        """
+        values = self.load(path)
+        shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        found = {name: tuple(t.shape) for name, t in values.items()}
+        if differing := sorted(name for name in shapes | found if shapes.get(name) != found.get(name)):
+            name = differing[0]
+            raise TrainingError(
+                f"expected {shapes.get(name, 'nothing')} for {name} in {path}, found {found.get(name, 'nothing')}, and "
+                f"{len(differing) - 1} more that differ; begin from a result of the same shape"
+            )
+        for name, p in self.parameters.items():
+            p.data.copy_(values[name])
 
     def pack(self, prompts: Sequence[PromptTree]) -> Batch:
         """Lay prompts out for the teacher, and for the student if there is one."""

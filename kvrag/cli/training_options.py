@@ -1,0 +1,50 @@
+"""Options that the training commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "AnswersOption",
+    "CheckpointingOption",
+    "ContextsOption",
+    "DataOption",
+    "EvaluateOption",
+    "InitOption",
+    "MicroOption",
+    "OutOption",
+    "PassagesOption",
+    "PatienceOption",
+    "QuestionsOption",
+    "RateOption",
+    "SeedOption",
+    "StepsOption",
+    "TemplateOption",
+]
+
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="A file of questions, a folder of texts, a generated domain or a hub data set; =SHARE weighs it. Repeat.",
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for checkpoint, log and result.")]
+TemplateOption = Annotated[
+    list[str] | None, typer.Option("--template", help="Train with this prompt only; may be repeated. Default: all.")
+]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
+ContextsOption = Annotated[int, typer.Option("--contexts", min=1, help="Prompts a step, over all GPUs.")]
+QuestionsOption = Annotated[int, typer.Option("--questions", min=1, help="About each context, at most.")]
+PassagesOption = Annotated[str, typer.Option("--passages", help="Of a context: a number, or a range such as 1-12.")]
+RateOption = Annotated[float, typer.Option("--rate", help="Highest learning rate of low-rank matrices.")]
+AnswersOption = Annotated[str, typer.Option("--answers", help='"teacher": the model answers itself; or "given".')]
+MicroOption = Annotated[int, typer.Option("--micro-tokens", min=64, help="Rows in memory at once.")]
+CheckpointingOption = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]
+PatienceOption = Annotated[int, typer.Option("--patience", min=0, help="Evaluations without gain; 0: never stop.")]
+EvaluateOption = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between evaluations.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+InitOption = Annotated[
+    Path | None, typer.Option("--init", help="Begin with the result of an earlier run instead of afresh.")
+]

@@ -1,0 +1,96 @@
+"""A training run of the command line: from options to files and a line about them."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvrag.cli.terminal import note, results, write_json
+from kvrag.errors import DataError
+
+if TYPE_CHECKING:
+    from kvrag.model import LanguageModel
+    from kvrag.qa import QuestionSet
+    from kvrag.training import RunResult, TrainingSettings
+
+__all__ = ["start_training", "tell"]
+
+_GENERATED = 1500  # topics of each domain that code makes
+
+
+def start_training(
+    make_task: Any,
+    describe: dict[str, Any],
+    *,
+    data: list[str],
+    templates: list[str] | None,
+    init: Path | None,
+    settings: "TrainingSettings",
+    model: str,
+    out: Path,
+    device: str,
+    dtype: str,
+) -> "RunResult | None":
+    """Load data and model, train, and return what the main process wrote."""
+    from accelerate import Accelerator
+
+    from kvrag.cli.prompts import find_template, training_templates
+    from kvrag.progress import progress_bar
+    from kvrag.sources import open_model
+    from kvrag.training import run_training
+
+    sets = [_load(spec, settings.seed) for spec in data]
+    prompts = [find_template(name) for name in templates] if templates else training_templates()
+    accelerator = Accelerator(cpu=device == "cpu")
+    opened = open_model(model, str(accelerator.device) if device == "auto" else device, dtype)
+    sets = [(_asked(questions, opened, settings), share) for questions, share in sets]
+    task = make_task(opened)
+    if init is not None:
+        task.begin_from(init)
+    if accelerator.is_main_process:
+        told = ", ".join(f"{questions.name} ({len(questions)} questions)" for questions, _ in sets)
+        note(f"training on {told} with {len(prompts)} prompts; {opened.name} on {opened.device}")
+    with progress_bar("training", settings.steps, show=None if accelerator.is_main_process else False) as advance:
+        done = 0
+
+        def report(step: int, loss: float) -> None:
+            nonlocal done
+            advance(step - done)
+            done = step
+
+        return run_training(
+            task, sets, prompts, settings, out, accelerator=accelerator, describe=describe, report=report
+        )
+
+
+def tell(result: "RunResult", as_json: bool) -> None:
+    """Say where the result is and how good it is."""
+    step, loss = min(result.trained.held_out, key=lambda pair: pair[1])
+    if as_json:
+        told = {"path": str(result.path), "steps": result.trained.steps, "best_step": step, "held_out_loss": loss}
+        write_json(told | {"log": str(result.log), "picture": str(result.picture)})
+        return
+    results().print(f"{result.path}: held-out loss {loss:.4f} nats per answer token, from step {step}")
+    results().print(f"log {result.log}, picture {result.picture}")
+
+
+def _load(spec: str, seed: int) -> "tuple[QuestionSet, float]":
+    from kvrag.qa.files import load_questions
+    from kvrag.qa.generated import TRAINING_DOMAINS, generate_questions
+
+    found = re.fullmatch(r"(.+?)(?:=(\d+(?:\.\d+)?))?", spec)
+    if found is None:
+        raise DataError(f"expected data as NAME or NAME=SHARE, found {spec!r}")
+    name, share = found[1], float(found[2] or 1)
+    if name in TRAINING_DOMAINS and not Path(name).exists():
+        return generate_questions(name, _GENERATED, seed), share
+    return load_questions(name), share
+
+
+def _asked(questions: "QuestionSet", model: "LanguageModel", settings: "TrainingSettings") -> "QuestionSet":
+    """The set, with questions that the model writes where nobody asked any."""
+    if len(questions):
+        return questions
+    from kvrag.training.writing import with_questions
+
+    note(f"the model writes questions about {questions.name}")
+    return with_questions(model, questions, settings.seed)
