@@ -40,7 +40,7 @@ QuestionsOption = Annotated[int, typer.Option("--questions", min=1, help="About 
 PassagesOption = Annotated[str, typer.Option("--passages", help="Of a context: a number, or a range such as 1-12.")]
 RateOption = Annotated[float, typer.Option("--rate", help="Highest learning rate of low-rank matrices.")]
 AnswersOption = Annotated[str, typer.Option("--answers", help='"teacher": the model answers itself; or "given".')]
-MicroOption = Annotated[int, typer.Option("--micro-tokens", min=64, help="Rows in memory at once.")]
+MicroOption = Annotated[int, typer.Option("--micro-tokens", min=0, help="Rows in memory at once; 0: what fits.")]
 CheckpointingOption = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]
 PatienceOption = Annotated[int, typer.Option("--patience", min=0, help="Evaluations without gain; 0: never stop.")]
 EvaluateOption = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between evaluations.")]

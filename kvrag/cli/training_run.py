@@ -25,6 +25,7 @@ def start_training(
     templates: list[str] | None,
     init: Path | None,
     settings: "TrainingSettings",
+    micro_tokens: int,
     model: str,
     out: Path,
     device: str,
@@ -37,12 +38,15 @@ def start_training(
     from kvrag.progress import progress_bar
     from kvrag.sources import open_model
     from kvrag.training import run_training
+    from kvrag.training.memory import fitting_rows
 
     sets = [_load(spec, settings.seed) for spec in data]
     prompts = [find_template(name) for name in templates] if templates else training_templates()
     accelerator = Accelerator(cpu=device == "cpu")
     opened = open_model(model, str(accelerator.device) if device == "auto" else device, dtype)
     sets = [(_asked(questions, opened, settings), share) for questions, share in sets]
+    rows = micro_tokens or fitting_rows(opened, checkpointing=settings.gradient_checkpointing)
+    settings = settings.model_copy(update={"micro_tokens": rows})
     task = make_task(opened)
     if init is not None:
         task.begin_from(init)

@@ -68,8 +68,9 @@ class TrainingSettings(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Hexadecimal sha256 over what the result depends on; how often it is looked at does not count."""
-        return digest_fields(self.model_dump_json(exclude={"checkpoint_every", "patience"}))
+        """Hexadecimal sha256 over what the result depends on, which memory and checkpoints are not part of."""
+        beside = {"checkpoint_every", "patience", "micro_tokens", "gradient_checkpointing"}
+        return digest_fields(self.model_dump_json(exclude=beside))
 
     def rate(self, step: int) -> float:
         """Share of the highest learning rate in step `step`: up linearly, then down linearly to nothing."""

@@ -1,0 +1,32 @@
+"""How many rows of a training pass fit into memory."""
+
+import os
+
+import torch
+
+from kvrag.model import LanguageModel
+
+__all__ = ["fitting_rows"]
+
+_BYTES = 35  # a row, layer and channel, for each byte of an element: measured for Llama layers with a LoRA on each
+_SHARE = 0.6
+_LEAST, _MOST, _MOST_CPU = 512, 65_536, 4_096
+
+
+def fitting_rows(model: LanguageModel, *, checkpointing: bool = False) -> int:
+    """Rows whose activations take at most 60 % of the memory that is free, between 512 and 65,536 (4,096 on a CPU).
+
+    Args:
+        model: to be trained for, already where it will run.
+        checkpointing: whether activations are computed twice instead of being kept.
+    """
+    config = model.config
+    size = torch.empty((), dtype=model.dtype).element_size()
+    row = _BYTES * size * config.num_hidden_layers * config.hidden_size
+    row = row / config.num_hidden_layers * 3 if checkpointing else row
+    row += 2 * 4 * config.vocab_size / 8  # teacher's and student's logits of an answer token in about eight rows
+    if model.device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(model.device)[0], _MOST
+    else:
+        free, most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), _MOST_CPU
+    return int(min(most, max(_LEAST, _SHARE * free / row)))
