@@ -9,15 +9,11 @@ of their prompt. A prompt may end in several *branches* that do not see each oth
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.layout import PackedLayout
 
 __all__ = ["PackedPass", "PackedStates", "StepPass"]
-
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Without cuDNN's, which compiles a plan for every new shape: half the time of a run whose batches all differ."""
 
 
 class PackedPass:
@@ -45,8 +41,7 @@ class PackedPass:
         if first:
             own, keys, values = (_pad(x[:first], at.spans, at.span_place) for x in (q, k, v))
             grouped = own.shape[1] != keys.shape[1]
-            with sdpa_kernel(_KERNELS):
-                out = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
+            out = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
             results.append(_unpad(out, at.spans, at.span_place))
         if first < len(q):
             keys, values = (_pad(x, at.keys, at.key_place) for x in (k, v))
@@ -161,8 +156,7 @@ def _read(
     """Masked attention `[B, HQ, R, D]`; the query heads of a KV head become rows, so that nothing is repeated."""
     heads, group = keys.shape[1], query.shape[1] // keys.shape[1]
     rows = query.unflatten(1, (heads, group)).flatten(2, 3)
-    with sdpa_kernel(_KERNELS):
-        out = scaled_dot_product_attention(rows, keys, values, attn_mask=added, scale=scaling)
+    out = scaled_dot_product_attention(rows, keys, values, attn_mask=added, scale=scaling)
     return out.unflatten(2, (group, -1)).flatten(1, 2)
 
 
