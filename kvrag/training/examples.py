@@ -1,7 +1,7 @@
 """From contexts to the packed rows that teacher and student compute."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from kvrag.adapter import Adapter
@@ -44,7 +44,8 @@ class Grower:
 
     Args:
         model: whose tokenizer and chat template count.
-        max_tokens: of a prompt without its soft tokens; what is longer loses passages.
+        max_tokens: of a prompt without its soft tokens; what is longer, or leaves no room for an answer in the context
+            window, loses passages.
         max_answer_tokens: of an answer, its end token included.
     """
 
@@ -54,12 +55,12 @@ class Grower:
         self._end = model.end_id
         self._name = model.name
         self._window = model.max_positions
-        self._max_tokens = max_tokens
+        self._max_tokens = min(max_tokens, model.max_positions - max_answer_tokens)
         self._max_answer = max_answer_tokens
         self._literal = lru_cache(maxsize=1 << 15)(self._encode_literal)
 
     def trees(self, context: Context, template: PromptTemplate, *, answers: bool) -> list[PromptTree]:
-        """One tree, where the template asks last; else one for every question.
+        """One tree, where the template asks last; else one for every question; none where it is too long.
 
         Args:
             context: passages and questions.
@@ -82,9 +83,8 @@ class Grower:
         longest = max((tree.tokens for tree in trees), default=0)
         if longest <= self._max_tokens:
             return trees
-        if len(context.passages) == 1:
-            return []
-        return self.trees(_without_a_passage(context), template, answers=answers)
+        shorter = _without_a_passage(context)
+        return [] if shorter is None else self.trees(shorter, template, answers=answers)
 
     def segments(self, filled: FilledPrompt) -> list[Segment]:
         """The prompt's segments as the engine cuts it when every passage has a packet; the last one is text."""
@@ -135,14 +135,17 @@ def _placeless(segment: Segment) -> Segment:
     return TextSegment(segment.ids, 0, 0)
 
 
-def _without_a_passage(context: Context) -> Context:
-    """The context without its last passage that the first question does not need, or without the last at all."""
-    first = context.questions[0]
-    spare = [n for n in range(len(context.passages)) if n not in first.passages]
-    gone = spare[-1] if spare else len(context.passages) - 1
+def _without_a_passage(context: Context) -> Context | None:
+    """The context without its last passage that the first question does not need; None when there is no such."""
+    needed = context.questions[0].passages
+    spare = [n for n in range(len(context.passages)) if n not in needed]
+    if not spare or len(context.passages) == 1:
+        return None
+    gone = spare[-1]
     kept = [n for n in range(len(context.passages)) if n != gone]
-    questions = [q for q in context.questions if gone not in q.passages] or [first]
     renumbered = tuple(
-        type(q)(q.text, q.answers, tuple(kept.index(n) for n in q.passages if n in kept)) for q in questions
+        replace(q, passages=tuple(kept.index(n) for n in q.passages))
+        for q in context.questions
+        if gone not in q.passages
     )
     return Context(tuple(context.passages[n] for n in kept), renumbered)

@@ -30,7 +30,10 @@ class Mixture:
         usable = [(questions, share) for questions, share in sets if len(questions) and share > 0]
         if not usable:
             names = ", ".join(questions.name for questions, _ in sets) or "no data at all"
-            raise DataError(f"expected questions to train on, found none in {names}; give --data with questions")
+            raise DataError(
+                f"expected questions to train on, and others to hold out, found none for the {kind} part in {names}; "
+                "give --data with more questions"
+            )
         self._settings = settings
         self._kind = kind
         self._shares = [share for _, share in usable]
@@ -50,21 +53,24 @@ class Mixture:
 
 
 def split(questions: QuestionSet, seed: int) -> tuple[QuestionSet, QuestionSet]:
-    """A set without its held-out part, and that part: whole topics, or questions when there are few topics."""
+    """A set without its held-out part, and that part: whole topics, or questions when few topics have any."""
     rng = random.Random(f"{seed}:held out:{questions.name}")
-    topics = list(questions.topics)
-    if len(topics) >= 10:
-        held = set(rng.sample(range(len(topics)), max(1, round(_HELD_OUT_SHARE * len(topics)))))
+    topics = questions.topics
+    asked = [number for number, topic in enumerate(topics) if topic.questions]
+    if len(asked) >= 10:
+        held = set(rng.sample(asked, max(1, round(_HELD_OUT_SHARE * len(asked)))))
         kept = tuple(topic for number, topic in enumerate(topics) if number not in held)
         return replace(questions, topics=kept), replace(questions, topics=tuple(topics[n] for n in sorted(held)))
-    both: tuple[list[Topic], list[Topic]] = ([], [])
-    for topic in topics:
-        asked = list(topic.questions)
-        rng.shuffle(asked)
-        held_out = max(1, round(_HELD_OUT_SHARE * len(asked))) if len(asked) > 1 else 0
-        both[0].append(replace(topic, questions=tuple(asked[held_out:])))
-        both[1].append(replace(topic, questions=tuple(asked[:held_out])))
-    return replace(questions, topics=tuple(both[0])), replace(questions, topics=tuple(both[1]))
+    count = max(min(len(asked), len(questions) // 2), round(_HELD_OUT_SHARE * len(questions)))
+    chosen = set(rng.sample(questions.places, count))
+    kept, aside = (
+        tuple(
+            replace(topic, questions=tuple(q for i, q in enumerate(topic.questions) if ((t, i) in chosen) == held_out))
+            for t, topic in enumerate(topics)
+        )
+        for held_out in (False, True)
+    )
+    return replace(questions, topics=kept), replace(questions, topics=aside)
 
 
 def merged(questions: QuestionSet, run: int) -> QuestionSet:
