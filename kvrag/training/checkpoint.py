@@ -1,5 +1,6 @@
 """Where a run stands, in one safetensors file that is replaced whole or not at all."""
 
+import glob
 import json
 import os
 import secrets
@@ -64,11 +65,15 @@ class Checkpoint:
             with safe_open(str(path), framework="pt") as file:
                 told: dict[str, Any] = json.loads((file.metadata() or {})["kvrag_checkpoint"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            return cls._of(told, tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"expected a checkpoint in {path}, found a file that cannot be read ({error}); "
                 "remove it to begin again, or choose another --out"
             ) from error
+
+    @classmethod
+    def _of(cls, told: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> "Checkpoint":
         parts: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in ("value", "best", *_MOMENTS)}
         for name, tensor in tensors.items():
             kind, _, parameter = name.partition("/")
@@ -86,6 +91,8 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
+        for begun in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by a run that was killed while it wrote
+            begun.unlink(missing_ok=True)
         try:
             with made.open("xb") as file:
                 file.write(data)

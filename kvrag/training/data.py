@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from kvrag.errors import KVRagError, TrainingError
 from kvrag.packing import PromptTree
 from kvrag.qa import Context
 from kvrag.qa.prompt_template import PromptTemplate
@@ -27,6 +28,9 @@ class Steps(Dataset):
         settings: of the run.
         process: number of this one.
         processes: that share a step's contexts.
+
+    Raises:
+        TrainingError: there are no templates.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Steps(Dataset):
         process: int = 0,
         processes: int = 1,
     ) -> None:
+        if not templates:
+            raise TrainingError("expected at least one template to fill in, found none; name one")
         self._task = task
         self._mixture = mixture
         self._templates = list(templates)
@@ -48,10 +54,16 @@ class Steps(Dataset):
     def __len__(self) -> int:
         return self._settings.steps
 
-    def __getitem__(self, step: int) -> list[Batch] | list[list[PromptTree]]:
-        """Micro-batches laid out, or only their prompts when the teacher has to answer them first."""
+    def __getitem__(self, step: int) -> list[Batch] | list[list[PromptTree]] | KVRagError:
+        """Micro-batches laid out, or only their prompts when the teacher has to answer them first.
+
+        An error is returned: a loader that has it from another process would bury its message under a traceback.
+        """
         first = step * self._settings.contexts
-        return self.batches([first + number for number in self._mine])
+        try:
+            return self.batches([first + number for number in self._mine])
+        except KVRagError as error:
+            return error
 
     def batches(self, numbers: Sequence[int]) -> list[Batch] | list[list[PromptTree]]:
         """The same for contexts by their numbers."""
@@ -70,14 +82,17 @@ class Steps(Dataset):
         """The steps from `first` on, made ahead by other processes where the model has a GPU of its own."""
         ahead = self._task.model.device.type == "cuda"
         workers = min(8, max(1, len(os.sched_getaffinity(0)) - 2)) if ahead else 0
-        yield from DataLoader(
+        for batches in DataLoader(
             self,
             batch_size=None,
             sampler=range(first, len(self)),  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,
             prefetch_factor=2 if workers else None,
-        )
+        ):
+            if isinstance(batches, KVRagError):
+                raise batches
+            yield batches
 
 
 def held_out_batches(steps: Steps, settings: TrainingSettings, process: int, processes: int) -> list:

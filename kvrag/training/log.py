@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kvrag.errors import TrainingError
+from kvrag.training.checkpoint import write_whole
+
 __all__ = ["RunLog", "plot_log"]
 
 
@@ -13,18 +16,31 @@ class RunLog:
     Args:
         path: of the file.
         step: up to which earlier lines stay.
+
+    Raises:
+        TrainingError: it cannot be written.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         kept = [line for line in read_log(path) if line["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, **fields: Any) -> None:
-        """Append a line; floats are cut to six significant digits."""
+        """Append a line; floats are cut to six significant digits.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
         cut = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in fields.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(cut) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(cut) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"expected to write {self._path}, found: {error}; free some space and run the same command again: it "
+                "goes on from the last checkpoint"
+            ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,11 @@ from kvrag.training.task import Task
 
 __all__ = ["Trained", "train"]
 
+_LOWER = (
+    "the last checkpoint is kept, but the same settings lead here again: lower the learning rates and choose another "
+    "--out"
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -82,9 +87,10 @@ def train(
     steps = Steps(task, mixture, templates, settings, process, processes)
     aside = held_out_batches(Steps(task, held_out, templates, settings), settings, process, processes)
     state = _Run(task, settings, folder, run, accelerator)
+    state.check(aside)
     log = RunLog(folder / "log.jsonl", state.step) if accelerator.is_main_process else None
     last = min(settings.steps, until or settings.steps)
-    for batches in steps.loaded(state.step) if state.step < last else ():
+    for batches in () if state.step >= last or state.is_stale else steps.loaded(state.step):
         now = time.perf_counter()
         loss, norm, tokens = state.advance(batches)
         report(state.step, loss)
@@ -132,6 +138,16 @@ class _Run:
         patience = self.settings.patience
         return bool(patience) and len(values) > patience and min(values[-patience:]) >= min(values[:-patience])
 
+    def check(self, batches: Sequence[Batch] | Sequence[list[PromptTree]]) -> None:
+        """Refuse held-out contexts in which there is nothing to predict."""
+        found = sum(len(b.teacher.answer_ids) if isinstance(b, Batch) else len(b) for b in batches)
+        if not self.accelerator.reduce(torch.tensor(float(found), device=self.task.model.device), reduction="sum"):
+            raise TrainingError(
+                f"expected answers to predict in {self.settings.held_out} held-out contexts, found none: no context "
+                f"fits into max_tokens {self.settings.max_tokens}, or no question has an answer; give other data, or "
+                "let the teacher answer"
+            )
+
     def advance(self, batches: Sequence[Batch] | Sequence[list[PromptTree]]) -> tuple[float, float, int]:
         """One optimiser step; returns the loss per answer token, the norm of its gradients and the answer tokens."""
         parameters = list(self.task.parameters.values())
@@ -145,14 +161,14 @@ class _Run:
         if not count:
             raise TrainingError(
                 f"expected answer tokens in step {self.step + 1}, found none: no context fits into max_tokens "
-                f"{self.settings.max_tokens}, or no question has an answer"
+                f"{self.settings.max_tokens}, or no question has an answer; give other data, or more contexts a step"
             )
         gradients = sums[:-2] / count
         norm = float(gradients.norm())
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise TrainingError(
                 f"expected a finite loss, found {total / count} with gradients of norm {norm} in step {self.step + 1}; "
-                "lower the learning rate and run the command again: the last checkpoint is kept"
+                + _LOWER
             )
         gradients *= min(1.0, self.settings.clip / (norm + 1e-12))
         for p, gradient in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
@@ -168,7 +184,9 @@ class _Run:
         with torch.no_grad():
             loss, tokens = self._sums(batches, backward=False)
         sums = self.accelerator.reduce(torch.stack([loss, tokens]), reduction="sum")
-        value = float(sums[0] / sums[1].clamp(min=1))
+        value = float(sums[0] / sums[1])
+        if not math.isfinite(value):
+            raise TrainingError(f"expected a finite held-out loss, found {value} after step {self.step}; {_LOWER}")
         if not self.held_out or value < min(v for _, v in self.held_out):
             self.best = {n: p.detach().cpu().clone() for n, p in self.task.parameters.items()}
         self.held_out.append((self.step, value))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.nn.functional import cross_entropy
 
 from kvrag.batched import compute_rows
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
+from kvrag.training.checkpoint import write_whole
 from kvrag.training.examples import Batch
 from kvrag.training.task import Task, low_rank
 
@@ -45,9 +46,18 @@ class ReaderTask(Task):
             yield cross_entropy(logits.float(), batch.teacher.answer_ids, reduction="sum")
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
-        """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16."""
+        """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
         path = folder / "reader"
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"expected a folder for the reader, found {path}: {error}; choose another --out"
+            ) from error
         named = {
             f"{_PEFT}{name.removeprefix('writer.')}": t.detach().to("cpu", torch.bfloat16).contiguous()
             for name, t in tensors.items()
@@ -62,8 +72,9 @@ class ReaderTask(Task):
             "target_modules": sorted({path.rsplit(".", 1)[-1] for path in self.reader.tensors}),
             "inference_mode": True,
         }
-        save_file(named, str(path / _WEIGHTS), metadata={"format": "pt", "trained_on": trained_on})
-        (path / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        weights = save(named, {"format": "pt", "trained_on": trained_on})
+        write_whole(path / _WEIGHTS, weights)
+        write_whole(path / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
         return path
 
     def load(self, path: Path) -> Mapping[str, torch.Tensor]:

@@ -1,0 +1,74 @@
+"""A reader learns given answers, and what is saved is what was trained, in peft's format."""
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from kvrag.errors import TrainingError
+from kvrag.merging import merge_reader
+from kvrag.training import ReaderTask
+from kvrag.writer import Writer
+from tests.conftest import TINY, build_model
+
+from .toy_runs import PLAIN, equal, toy_run, values
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks the old way
+IDS = list(range(10, 60))
+
+
+@pytest.fixture
+def trained(tiny, tmp_path):
+    """A task that was trained until it says something else, and what it wrote."""
+    task = ReaderTask(tiny, 4)
+    return task, toy_run(task, tmp_path / "run", steps=4, answers="given", learning_rate=0.02)
+
+
+def test_the_held_out_loss_falls(new_model, tmp_path):
+    def losses(folder: str, **changes):
+        task = ReaderTask(new_model(), 4)
+        options = {"answers": "given", "templates": [PLAIN], "max_passages": 1, "held_out": 8}
+        return [loss for _, loss in toy_run(task, tmp_path / folder, **options, **changes).trained.held_out]
+
+    (untrained,) = losses("untrained", steps=1, learning_rate=1e-12)
+    *_, after = losses("trained", steps=25, evaluate_every=25, learning_rate=0.03)
+    assert after < untrained - 2  # nats
+
+
+def test_every_form_of_a_reader_says_the_same(trained, tiny, hf_tokenizer, tmp_path):
+    """Hooks, peft, and merged files, in float32 from the bfloat16 numbers that were saved."""
+    task, result = trained
+    rounded = {name: tensor.bfloat16().float() for name, tensor in result.trained.values.items()}
+    bare = tiny.plain_forward(IDS, range(len(IDS)))
+    with Writer.from_named(rounded, 2.0).active(tiny.linear_modules()):
+        expected = tiny.plain_forward(IDS, range(len(IDS)))
+    assert (expected - bare).abs().max() > 0.1
+    ids = torch.tensor([IDS])
+    wrapped = peft.PeftModel.from_pretrained(build_model(LlamaConfig(**TINY)), result.path)
+    build_model(LlamaConfig(**TINY)).save_pretrained(tmp_path / "base")
+    hf_tokenizer.save_pretrained(tmp_path / "base")
+    merge_reader(tmp_path / "base", result.path, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        for model in (wrapped, merged):
+            torch.testing.assert_close(model(ids).logits[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reader_may_begin_as_an_earlier_one(trained, tiny, new_model):
+    _, result = trained
+    again = ReaderTask(tiny, 4)
+    again.begin_from(result.path)
+    assert equal(values(again), {name: t.bfloat16().float() for name, t in result.trained.values.items()})
+    with pytest.raises(TrainingError, match="begin from a result of the same shape"):
+        ReaderTask(tiny, 8).begin_from(result.path)
+    with pytest.raises(TrainingError, match="more that differ"):
+        ReaderTask(new_model(num_hidden_layers=2), 4).begin_from(result.path)
+    with pytest.raises(TrainingError, match="expected a reader in .*nowhere"):
+        again.begin_from(result.path / "nowhere")
+
+
+def test_a_reader_that_cannot_be_written_is_told(trained, tmp_path):
+    task, result = trained
+    (tmp_path / "reader").write_text("a file")
+    with pytest.raises(TrainingError, match="expected a folder for the reader"):
+        task.save(tmp_path, result.trained.values, "")
