@@ -8,7 +8,7 @@ from kvrag.errors import DataError
 from kvrag.model import LanguageModel
 from kvrag.packing import Branch, PromptTree, pack_prompts
 from kvrag.prompt import TextSegment, segment_prompt
-from kvrag.qa import Question, QuestionSet, Topic
+from kvrag.qa import Question, QuestionSet
 from kvrag.strategies import FullRecompute
 from kvrag.training.examples import micro_batches
 
@@ -62,8 +62,8 @@ def with_questions(model: LanguageModel, questions: QuestionSet, seed: int, requ
             f"expected {model.name} to write questions about {questions.name}, found no line that ends in a question "
             "mark; give --data with questions"
         )
-    topics = [replace(topic, questions=tuple(written.get(t, ()))) for t, topic in enumerate(questions.topics)]
-    return replace(questions, topics=tuple(Topic(x.title, x.passages, x.questions) for x in topics))
+    topics = (replace(topic, questions=tuple(written.get(t, ()))) for t, topic in enumerate(questions.topics))
+    return replace(questions, topics=tuple(topics))
 
 
 def _question(text: str) -> str:
