@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from kvrag.training.examples import Grower
 from kvrag.training.log import RunLog
 from kvrag.training.mixture import Mixture
 
-from .toy_runs import EVERYTHING, PLAIN, ScriptedTask, equal, read_lines, toy_questions, toy_run, toy_settings
+from .toy_runs import CHAT, EVERYTHING, PLAIN, ScriptedTask, equal, read_lines, toy_questions, toy_run, toy_settings
 
 
 def files(folder):
@@ -109,7 +110,7 @@ def test_a_checkpoint_of_another_run(change, begun, new_model, tiny):
     changes = {
         "settings": {"seed": 1},
         "data": {"questions": toy_questions("other")},
-        "templates": {"templates": [PLAIN]},
+        "templates": {"templates": [replace(PLAIN, separator=" "), CHAT]},
     }
     kept = (begun / "checkpoint.safetensors").read_bytes()
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors, found one of other data, model or settings"):
