@@ -45,9 +45,11 @@ def adapter(
     data: DataOption,
     out: OutOption,
     model: ModelOption = "demo",
-    soft: Annotated[int, typer.Option("--soft", min=0, help="Soft tokens on either side of a chunk.")] = 8,
-    link: Annotated[int, typer.Option("--link", min=0, help="Soft tokens computed behind every packet.")] = 0,
-    writer_rank: Annotated[int, typer.Option("--writer-rank", min=0, help="LoRA while chunks are encoded.")] = 16,
+    soft: Annotated[int, typer.Option("--soft", min=0, max=256, help="Soft tokens on either side of a chunk.")] = 8,
+    link: Annotated[int, typer.Option("--link", min=0, max=256, help="Soft tokens computed behind every packet.")] = 0,
+    writer_rank: Annotated[
+        int, typer.Option("--writer-rank", min=0, max=1024, help="LoRA while chunks are encoded.")
+    ] = 16,
     answers: AnswersOption = "teacher",
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,

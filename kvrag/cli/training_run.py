@@ -73,8 +73,8 @@ def tell(result: "RunResult", as_json: bool) -> None:
         told = {"path": str(result.path), "steps": result.trained.steps, "best_step": step, "held_out_loss": loss}
         write_json(told | {"log": str(result.log), "picture": str(result.picture)})
         return
-    results().print(f"{result.path}: held-out loss {loss:.4f} nats per answer token, from step {step}")
-    results().print(f"log {result.log}, picture {result.picture}")
+    results().print(f"{result.path}: held-out loss {loss:.4f} nats per answer token, from step {step}", soft_wrap=True)
+    results().print(f"log {result.log}, picture {result.picture}", soft_wrap=True)
 
 
 def _load(spec: str, seed: int) -> "tuple[QuestionSet, float]":

@@ -114,7 +114,7 @@ def run_training(
         "best_held_out_loss": round(best[1], 5),
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    summary = f"{', '.join(q.name for q, _ in sets)}; {trained.steps} steps; {told['date']}"
+    summary = f"{', '.join(q.name for q, _ in sets)}; {trained.steps} steps"
     path = task.save(folder, trained.values, summary)
     write_whole(folder / "run.json", (json.dumps(told, indent=1) + "\n").encode())
     plot_log(folder / "log.jsonl", folder / "loss.png", f"{type(task).__name__} of {task.model.name}")
