@@ -1,8 +1,6 @@
 """The trained adapter: what makes packets work out of context."""
 
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kvrag.errors import AdapterError
+from kvrag.files import replace_file
 from kvrag.packet import Identity, digest_fields
 from kvrag.writer import Writer
 
@@ -100,16 +99,8 @@ class Adapter:
         metadata = {"kvrag_adapter": self.header.model_dump_json()}
         # copies, since safetensors refuses tensors that share memory
         data = save({name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}, metadata)
-        made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            try:
-                with made.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(made, path)
-            finally:
-                made.unlink(missing_ok=True)
+            replace_file(path, data)
         except OSError as error:
             raise AdapterError(
                 f"expected to write the adapter to {path}, found: {error}; free some space or choose another folder"

@@ -1,13 +1,13 @@
 """What a measurement of quality says."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
 from kvrag.engine import PacketEngine
+from kvrag.files import replace_file
 
 __all__ = ["QualityReport", "QualityRow", "Setup", "write_atomically"]
 
@@ -111,12 +111,7 @@ class QualityReport:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file, or make it, at once."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        made.write_text(text, encoding="utf-8")
-        os.replace(made, path)
-    finally:
-        made.unlink(missing_ok=True)
+    replace_file(path, text.encode())
 
 
 def _rounded(name: str, value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 import glob
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kvrag.errors import TrainingError
+from kvrag.files import replace_file
 
 __all__ = ["Checkpoint", "write_whole"]
 
@@ -89,18 +88,10 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         TrainingError: it cannot be written; an older file is still there.
     """
-    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         for begun in path.parent.glob(f".{glob.escape(path.name)}.*"):  # by a run that was killed while it wrote
             begun.unlink(missing_ok=True)
-        try:
-            with made.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(made, path)
-        finally:
-            made.unlink(missing_ok=True)
+        replace_file(path, data)
     except OSError as error:
         raise TrainingError(
             f"expected to write {path}, found: {error}; free some space and run the same command again: it goes on "
