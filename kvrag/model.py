@@ -117,6 +117,10 @@ class LanguageModel:
         """Channels of an input embedding."""
         return int(self._model.get_input_embeddings().weight.shape[1])
 
+    def modules(self) -> list[torch.nn.Module]:
+        """All modules of the model, itself included."""
+        return _all_modules(self._model)
+
     def linear_modules(self) -> dict[str, torch.nn.Module]:
         """The linear layers inside the decoder layers by path, in the model's order: what a writer may act on.
 

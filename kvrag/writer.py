@@ -5,7 +5,7 @@ model. The low-rank products are added by forward hooks on the model's own linea
 no weight is touched, and the model's identity stays what it was. LoRA: https://arxiv.org/abs/2106.09685.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,10 +76,9 @@ class Writer:
         return max((len(a) for a, _ in self.tensors.values()), default=0)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Writer":
-        """The same writer on another device, in another dtype."""
-        return Writer(
-            {path: (a.to(device, dtype), b.to(device, dtype)) for path, (a, b) in self.tensors.items()}, self.scale
-        )
+        """The same writer on another device, in another dtype; differentiable."""
+        flat: Any = _Cast.apply(device, dtype, *(t for pair in self.tensors.values() for t in pair))
+        return Writer(dict(zip(self.tensors, zip(flat[::2], flat[1::2], strict=True), strict=True)), self.scale)
 
     def check_modules(self, modules: Mapping[str, Any]) -> None:
         """Refuse a model whose layers these updates do not fit.
@@ -134,6 +133,27 @@ class Writer:
             return updated
 
         return add
+
+
+class _Cast(torch.autograd.Function):
+    """Many small tensors to a device and a dtype, in few kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, device: torch.device, dtype: torch.dtype, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.kinds = [(t.device, t.dtype) for t in tensors]
+        return _cast(tensors, [(device, dtype)] * len(tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (None, None, *_cast(grads, ctx.kinds))
+
+
+def _cast(
+    tensors: Sequence[torch.Tensor], kinds: Sequence[tuple[torch.device, torch.dtype]]
+) -> tuple[torch.Tensor, ...]:
+    cast = [torch.empty_like(t, device=device, dtype=dtype) for t, (device, dtype) in zip(tensors, kinds, strict=True)]
+    torch._foreach_copy_(cast, list(tensors))
+    return tuple(cast)
 
 
 class _Update(torch.autograd.Function):

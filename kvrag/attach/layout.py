@@ -19,6 +19,7 @@ class PackedLayout:
 
     Attributes:
         spans: `[C, T]` row numbers, -1 behind a span's own.
+        span_starts: `[C + 1]` int32, the first row of every span, and the end of the last.
         reads: `[B, R]` numbers among the rows that read, likewise.
         keys: `[B, N]` row numbers of all that a prompt's reads may see, likewise.
         span_place, read_place, key_place: where each row stands in those three, read row by row.
@@ -27,6 +28,7 @@ class PackedLayout:
     """
 
     spans: torch.Tensor
+    span_starts: torch.Tensor
     reads: torch.Tensor
     keys: torch.Tensor
     span_place: torch.Tensor
@@ -70,6 +72,7 @@ def pack_layout(
     reads, keys = of_reads.clamp(min=0) + first, of_keys.clamp(min=0)
     return PackedLayout(
         spans=of_spans,
+        span_starts=torch.nn.functional.pad((of_spans >= 0).sum(1).cumsum(0), (1, 0)).to(torch.int32),
         reads=of_reads,
         keys=of_keys,
         span_place=span_place,

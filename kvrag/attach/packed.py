@@ -6,14 +6,19 @@ of rows that see nothing but themselves (chunks, or a whole context), and *reads
 of their prompt. A prompt may end in several *branches* that do not see each other: questions about one context.
 """
 
+import inspect
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.layout import PackedLayout
 
 __all__ = ["PackedPass", "PackedStates", "StepPass"]
+
+_GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""torch before 2.12 groups query heads without being asked."""
 
 
 class PackedPass:
@@ -26,32 +31,43 @@ class PackedPass:
 
     def __init__(self, layout: PackedLayout, *, keep: bool = False) -> None:
         self.layers_seen = 0
-        self.layout = layout
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if keep else None
         self._mask = layout.mask()
         self._added: torch.Tensor | None = None
+        self._first = len(layout.span_place)
+        self._starts, self._longest = layout.span_starts, layout.spans.shape[1]
+        self._spans = _Table(layout.spans, layout.span_place)
+        self._reads = _Table(layout.reads, layout.read_place)
+        self._keys = _Table(layout.keys, layout.key_place)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         """Attend: `[S, HQ, D]` from queries `[HQ, S, D]`, keys and values `[H, S, D]`."""
         self.layers_seen += 1
-        at, (q, k, v) = self.layout, (x.transpose(0, 1) for x in (query, key, value))
-        first, results = len(at.span_place), []
+        first, (q, k, v) = self._first, (x.transpose(0, 1) for x in (query, key, value))
+        of_spans, of_reads = q.split([first, len(q) - first])
+        results = []
         if first:
-            own, keys, values = (_pad(x[:first], at.spans, at.span_place) for x in (q, k, v))
-            grouped = own.shape[1] != keys.shape[1]
-            out = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
-            results.append(_unpad(out, at.spans, at.span_place))
-        if first < len(q):
-            keys, values = (_pad(x, at.keys, at.key_place) for x in (k, v))
+            results.append(self._attend_spans(of_spans, k[:first], v[:first], scaling))
+        if len(of_reads):
+            keys, values = self._keys.pad(k), self._keys.pad(v)
             if self.kept is not None:
                 self.kept[layer] = (keys, values)
             if self._added is None:  # once a pass: attention kernels would turn a boolean mask into this in every layer
                 self._added = _additive(self._mask, q.shape[1] // k.shape[1], q.dtype)
-            out = _read(_pad(q[first:], at.reads, at.read_place), keys, values, self._added, scaling)
-            results.append(_unpad(out, at.reads, at.read_place))
+            results.append(self._reads.unpad(_read(self._reads.pad(of_reads), keys, values, self._added, scaling)))
         return torch.cat(results)
+
+    def _attend_spans(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Causal attention within every span, rows `[n, heads, D]`; without padding where a kernel can."""
+        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+            starts, longest = self._starts, self._longest
+            return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0), **_GQA)
+        own, keys, values = (self._spans.pad(x) for x in (q, k, v))
+        grouped = own.shape[1] != keys.shape[1]
+        out = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return self._spans.unpad(out)
 
     def states(self, rows: torch.Tensor, steps: int) -> "PackedStates":
         """What the pass kept, with room to go on.
@@ -119,35 +135,46 @@ class StepPass:
         self._states.length = self._last
 
 
-class _Gather(torch.autograd.Function):
-    """Rows by number, 0 where there is none. Every row is taken at most once, so that its gradient is gathered too."""
+class _Table:
+    """Rows by number for one kernel call, and back.
+
+    Args:
+        rows: `[A, K]` row numbers, each at most once; -1 where there is none.
+        place: `[n]` where each row stands in it.
+    """
+
+    def __init__(self, rows: torch.Tensor, place: torch.Tensor) -> None:
+        self._shape = rows.shape
+        self._rows = rows.flatten().clamp(min=0)
+        self._gaps = (rows.flatten() < 0)[:, None, None]
+        self._place = place
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """`[A, heads, K, D]` from rows `[n, heads, D]`; where there is no row stands one that nobody may look at."""
+        padded: Any = _Take.apply(x, self._rows, self._place, None)
+        return padded.unflatten(0, self._shape).transpose(1, 2)
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """The rows `[n, heads, D]` of `[A, heads, K, D]`."""
+        rows: Any = _Take.apply(x.transpose(1, 2).flatten(0, 1), self._place, self._rows, self._gaps)
+        return rows
+
+
+class _Take(torch.autograd.Function):
+    """Rows by number. As `back` knows where each one went, gradients are taken too instead of being added up."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(rows, back)
-        return _gather(x, rows)
+    def forward(
+        ctx: Any, x: torch.Tensor, rows: torch.Tensor, back: torch.Tensor, gaps: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(back, gaps)
+        return x.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        rows, back = ctx.saved_tensors
-        return _gather(grads[0], back), None, None
-
-
-def _gather(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """`[n, ...]` rows of `x` by number `[n]`; what is negative gives zeros."""
-    return x.index_select(0, rows.clamp(min=0)).masked_fill_((rows < 0).view(-1, *[1] * (x.ndim - 1)), 0)
-
-
-def _pad(x: torch.Tensor, table: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """`[A, heads, K, D]` from rows `[n, heads, D]`, their table `[A, K]` and their places in it `[n]`."""
-    padded: Any = _Gather.apply(x, table.flatten(), place)
-    return padded.unflatten(0, table.shape).transpose(1, 2)
-
-
-def _unpad(x: torch.Tensor, table: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """The rows `[n, heads, D]` of `[A, heads, K, D]`."""
-    rows: Any = _Gather.apply(x.transpose(1, 2).flatten(0, 1), place, table.flatten())
-    return rows
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        back, gaps = ctx.saved_tensors
+        grad = grads[0].index_select(0, back)
+        return (grad if gaps is None else grad.masked_fill_(gaps, 0)), None, None, None
 
 
 def _read(

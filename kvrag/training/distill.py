@@ -93,7 +93,8 @@ class AdapterTask(Task):
         with torch.no_grad():
             wanted, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
             wanted = log_softmax(wanted.float(), -1)
-        with writing(self.model, self.writer, batch.student):
+        writer = self.writer and self.writer.to(self.model.device, self.model.dtype)
+        with writing(self.model, writer, batch.student):
             logits = self.logits(batch.student)
             yield kl_div(log_softmax(logits.float(), -1), wanted, log_target=True, reduction="sum")
 

@@ -41,7 +41,7 @@ class ReaderTask(Task):
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
         """Cross-entropy, summed over the answer tokens."""
-        with self.reader.active(self.model.linear_modules()):
+        with self.reader.to(self.model.device, self.model.dtype).active(self.model.linear_modules()):
             logits, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
             yield cross_entropy(logits.float(), batch.teacher.answer_ids, reduction="sum")
 

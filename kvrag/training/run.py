@@ -15,6 +15,7 @@ from kvrag.packet import digest_fields
 from kvrag.qa import QuestionSet
 from kvrag.qa.prompt_template import PromptTemplate
 from kvrag.training.checkpoint import write_whole
+from kvrag.training.fused import fused_norms
 from kvrag.training.log import plot_log
 from kvrag.training.loop import Trained, train
 from kvrag.training.mixture import Mixture, split
@@ -98,9 +99,10 @@ def run_training(
     kept = Mixture([(half[0], share) for half, share in halves], settings, "training")
     aside = Mixture([(half[1], share) for half, share in halves], settings, "held out")
     begin = time.perf_counter()
-    trained = train(
-        task, kept, aside, templates, settings, folder, accelerator=accelerator, run=run, report=report, until=until
-    )
+    with fused_norms(task.model):
+        trained = train(
+            task, kept, aside, templates, settings, folder, accelerator=accelerator, run=run, report=report, until=until
+        )
     accelerator.wait_for_everyone()
     if not trained.finished or not accelerator.is_main_process:
         return None
