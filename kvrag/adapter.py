@@ -29,6 +29,7 @@ class AdapterHeader(BaseModel):
         config: the identity's digest of that model's configuration.
         trained_on: free text: data, steps, date.
         writer_scale: of the writer's updates: `writer_scale * B @ A`.
+        sink: token ids that a chunk is encoded behind and its packet leaves out.
         format_version: of the file.
     """
 
@@ -38,6 +39,7 @@ class AdapterHeader(BaseModel):
     config: str
     trained_on: str = ""
     writer_scale: FiniteFloat = 1.0
+    sink: tuple[int, ...] = ()
     format_version: int = _FORMAT
 
 

@@ -214,6 +214,10 @@ class LanguageModel:
                 "many templates want the roles user and assistant in turns, after at most one system message"
             ) from error
 
+    def prompt_beginning(self, count: int) -> tuple[int, ...]:
+        """The first token ids of every prompt: those of a conversation, or of any text when there is no template."""
+        return tuple(self.tokenizer.encode(self.render([{"role": "user", "content": "?"}]))[:count])
+
     @torch.inference_mode()
     def forward(self, rows: Sequence[Rows]) -> torch.Tensor:
         """Compute the rows of several lanes in one pass; logits `[len(rows), vocab]` of each lane's last row.

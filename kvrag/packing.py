@@ -1,7 +1,8 @@
 """From the segments of many prompts to the rows of one pass; `plan` does it for one prompt that is served."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -11,7 +12,13 @@ from kvrag.packet import Recipe
 from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
 from kvrag.strategies import Strategy
 
-__all__ = ["SOFT_PARTS", "Branch", "PackedRows", "PromptTree", "pack_prompts"]
+__all__ = ["NO_ANSWER", "SOFT_PARTS", "Branch", "PackedRows", "PromptTree", "RowSizes", "pack_prompts"]
+
+NO_ANSWER = -100
+"""Token id of what only fills up answers; the one that torch's losses ignore."""
+
+_NO_BRANCH = -1
+_FILLER_BRANCH = 1 << 30
 
 SOFT_PARTS = ("header", "trailer", "link")
 """Trained embeddings, in the order in which `PackedRows.soft` counts them."""
@@ -56,7 +63,7 @@ class PackedRows:
         span_rows: how many rows belong to spans.
         layout: of the pass.
         answer_rows: `[A]` rows whose logits predict `answer_ids`.
-        answer_ids: `[A]`.
+        answer_ids: `[A]`; `NO_ANSWER` where there is nothing to predict.
         answer_branch: `[A]` number of the branch, counted through all prompts.
         last_reads: `[B, M]` number among a prompt's reads of each branch's last row before its answer; prompts with
             fewer branches repeat their last.
@@ -87,13 +94,70 @@ class PackedRows:
         return replace(self, **moved)
 
 
-def pack_prompts(prompts: Sequence[PromptTree], strategy: Strategy, adapter: Adapter | None) -> PackedRows:
+@dataclass(frozen=True)
+class RowSizes:
+    """Every size of packed rows. Rows of the same sizes can be computed by one CUDA graph.
+
+    Attributes:
+        span_rows, read_rows: rows of both kinds.
+        spans, longest: spans, and rows of the longest.
+        prompts, reads, keys: prompts, and the most reads and keys of one.
+        soft, answers: rows that soft tokens take, and answer tokens.
+    """
+
+    span_rows: int
+    read_rows: int
+    spans: int
+    longest: int
+    prompts: int
+    reads: int
+    keys: int
+    soft: int
+    answers: int
+
+    @classmethod
+    def of(cls, rows: PackedRows) -> "RowSizes":
+        """The sizes of some rows."""
+        layout = rows.layout
+        return cls(
+            span_rows=rows.span_rows,
+            read_rows=len(rows.ids) - rows.span_rows,
+            spans=layout.spans.shape[0],
+            longest=layout.spans.shape[1],
+            prompts=layout.reads.shape[0],
+            reads=layout.reads.shape[1],
+            keys=layout.keys.shape[1],
+            soft=len(rows.soft),
+            answers=len(rows.answer_ids),
+        )
+
+    @classmethod
+    def covering(cls, sizes: Sequence["RowSizes"]) -> "RowSizes":
+        """The least sizes to which rows of all these sizes can be filled up."""
+        most = {field.name: max(getattr(size, field.name) for size in sizes) for field in fields(cls)}
+        most["span_rows"] += 1  # fillers of soft tokens need one
+        most["longest"] = max(1, most["longest"])
+        most["spans"] += most["prompts"] + -(-most["span_rows"] // most["longest"])
+        rows = most["span_rows"] + most["read_rows"]
+        most["keys"] = max(most["keys"] + most["reads"], -(-rows // most["prompts"]))
+        return cls(**most)
+
+    def hold(self, other: "RowSizes") -> bool:
+        """Whether rows of the other sizes can be filled up to these."""
+        room = replace(self, span_rows=self.span_rows - 1)
+        return all(getattr(other, field.name) <= getattr(room, field.name) for field in fields(self))
+
+
+def pack_prompts(
+    prompts: Sequence[PromptTree], strategy: Strategy, adapter: Adapter | None, sizes: RowSizes | None = None
+) -> PackedRows:
     """Lay out prompts as a strategy would serve them.
 
     Args:
         prompts: at least one.
         strategy: one that only attaches, or computes everything.
         adapter: how many soft tokens there are; their values do not matter.
+        sizes: to fill up to, with rows that nothing sees and that predict nothing; they have to hold the prompts'.
     """
     spans, reads = _Rows(), _Rows()
     answers: list[tuple[int, int, int]] = []  # (number among the reads, token, branch)
@@ -104,11 +168,11 @@ def pack_prompts(prompts: Sequence[PromptTree], strategy: Strategy, adapter: Ada
     for number, prompt in enumerate(prompts):
         segments = [*prompt.trunk, TextSegment(prompt.branches[0].ids, 0, 0)]
         segments = strategy.arrange(segments, adapter)
-        sizes = [_size(segment, recipe if strategy.attaches else None) for segment in segments]
-        starts = strategy.starts(sizes)
+        counts = [_size(segment, recipe if strategy.attaches else None) for segment in segments]
+        starts = strategy.starts(counts)
         order = 0
         new_span = True
-        for segment, start, size in zip(segments[:-1], starts, sizes[:-1], strict=False):
+        for segment, start, size in zip(segments[:-1], starts, counts[:-1], strict=False):
             if isinstance(segment, PacketSegment) and strategy.attaches:
                 _wrapped(spans, segment, recipe, adapter, number, start, order)
             elif strategy.attaches:
@@ -131,7 +195,9 @@ def pack_prompts(prompts: Sequence[PromptTree], strategy: Strategy, adapter: Ada
             answers += [(final + i, token, branches - 1) for i, token in enumerate(branch.answer)]
             last[-1].append(final)
             ends[-1].append(starts[-1] + len(branch.ids))
-    return _packed(spans, reads, answers, last, ends)
+    if sizes is not None:
+        _fill_up(spans, reads, answers, sizes)
+    return _packed(spans, reads, answers, last, ends, sizes)
 
 
 class _Rows:
@@ -189,7 +255,31 @@ def _wrapped(
         positions = range(start + place, start + place + len(ids))
         spans.add(prompt, span, ids, positions, order + place, 0, soft)
         place += len(ids)
-    spans.branches[first : first + dropped] = [-1] * dropped
+    spans.branches[first : first + dropped] = [_NO_BRANCH] * dropped
+
+
+def _fill_up(spans: _Rows, reads: _Rows, answers: list[tuple[int, int, int]], sizes: RowSizes) -> None:
+    """Add rows wherever prompts leave room, until there are as many as asked for."""
+    of_reads = Counter(reads.prompts)
+    of_keys = of_reads + Counter(spans.prompts)
+    missing = sizes.read_rows - len(reads.ids)
+    for number in range(sizes.prompts):
+        count = min(missing, sizes.reads - of_reads[number], sizes.keys - of_keys[number])
+        reads.add(number, NO_SPAN, [0] * count, range(count), 0, _FILLER_BRANCH)
+        of_keys[number] += count
+        missing -= count
+    assert not missing, "reads for which no prompt has room"
+    answers += [(len(reads.ids) - 1, NO_ANSWER, 0)] * (sizes.answers - len(answers))
+    missing, filler = sizes.span_rows - len(spans.ids), len(spans.ids)
+    for number in range(sizes.prompts):
+        room = min(missing, sizes.keys - of_keys[number])
+        missing -= room
+        while room:
+            count = min(room, sizes.longest)
+            spans.add(number, spans.span(True), [0] * count, range(count), 0, _NO_BRANCH)
+            room -= count
+    assert not missing, "rows of spans for which no prompt has room"
+    spans.soft += [(filler, 0)] * (sizes.soft - len(spans.soft) - len(reads.soft))
 
 
 def _soft(adapter: Adapter | None, name: str, count: int) -> list[int]:
@@ -208,9 +298,15 @@ def _size(segment: Segment, recipe: Recipe | None) -> int:
 
 
 def _packed(
-    spans: _Rows, reads: _Rows, answers: list[tuple[int, int, int]], last: list[list[int]], ends: list[list[int]]
+    spans: _Rows,
+    reads: _Rows,
+    answers: list[tuple[int, int, int]],
+    last: list[list[int]],
+    ends: list[list[int]],
+    sizes: RowSizes | None,
 ) -> PackedRows:
     before = len(spans.ids)
+    least = (0,) * 5 if sizes is None else (sizes.spans, sizes.longest, sizes.prompts, sizes.reads, sizes.keys)
     soft = [*spans.soft, *((row + before, number) for row, number in reads.soft)]
     most = max(len(of_prompt) for of_prompt in last)
     final = torch.tensor([of_prompt + of_prompt[-1:] * (most - len(of_prompt)) for of_prompt in last])
@@ -226,6 +322,7 @@ def _packed(
             spans.spans + reads.spans,
             spans.orders + reads.orders,
             spans.branches + reads.branches,
+            least=least,
         ),
         answer_rows=torch.tensor([before + read for read, _, _ in answers], dtype=torch.long),
         answer_ids=torch.tensor([token for _, token, _ in answers], dtype=torch.long),

@@ -53,7 +53,12 @@ class PackedLayout:
 
 
 def pack_layout(
-    prompts: Sequence[int], spans: Sequence[int], orders: Sequence[int], branches: Sequence[int]
+    prompts: Sequence[int],
+    spans: Sequence[int],
+    orders: Sequence[int],
+    branches: Sequence[int],
+    *,
+    least: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0),
 ) -> PackedLayout:
     """The layout of `S` rows.
 
@@ -61,14 +66,17 @@ def pack_layout(
         prompts: `[S]` number of each row's prompt, from 0.
         spans: `[S]` number of each row's span, from 0 in the order of the rows, or `NO_SPAN` behind all of them.
         orders: `[S]` place in its prompt: a read sees what has no greater one.
-        branches: `[S]` 0, or the branch that the row belongs to; rows of spans have 0.
+        branches: `[S]` 0, or the branch that the row belongs to; rows of spans have 0. No read sees a row of -1.
+        least: C, T, B, R and N are at least this.
     """
+    most_spans, longest, most_prompts, most_reads, most_keys = least
     prompt, span, order, branch = (torch.tensor(list(x), dtype=torch.long) for x in (prompts, spans, orders, branches))
     first = int((span != NO_SPAN).sum())
     assert (span[first:] == NO_SPAN).all(), "rows of spans come first"
-    of_spans, span_place = _table(span[:first])
-    of_reads, read_place = _table(prompt[first:], groups=int(prompt.max()) + 1)
-    of_keys, key_place = _table(prompt)
+    count = max(int(prompt.max()) + 1, most_prompts)
+    of_spans, span_place = _table(span[:first], most_spans, longest)
+    of_reads, read_place = _table(prompt[first:], count, most_reads)
+    of_keys, key_place = _table(prompt, count, most_keys)
     reads, keys = of_reads.clamp(min=0) + first, of_keys.clamp(min=0)
     return PackedLayout(
         spans=of_spans,
@@ -85,18 +93,18 @@ def pack_layout(
     )
 
 
-def _table(group: torch.Tensor, groups: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows `[groups, most]` of every group in their order, -1 where there are no more; and each row's flat place."""
-    count = groups or (int(group.max()) + 1 if len(group) else 0)
-    if not len(group):
-        return torch.full((count, 0), -1), torch.empty(0, dtype=torch.long)
-    sizes = torch.bincount(group, minlength=count)
+def _table(group: torch.Tensor, groups: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows `[groups, width]` of every group in their order, -1 where there are no more; and each row's flat place.
+
+    Both sizes are the least ones; the table grows with what is in it.
+    """
+    sizes = torch.bincount(group, minlength=groups)
+    width = max(width, int(sizes.max())) if len(sizes) else width
     by_group = torch.argsort(group, stable=True)
     first = torch.cumsum(sizes, 0) - sizes
     within = torch.empty_like(group)
     within[by_group] = torch.arange(len(group)) - first[group[by_group]]
-    width = int(sizes.max())
     place = group * width + within
-    table = torch.full((count * width,), -1)
+    table = torch.full((len(sizes) * width,), -1)
     table[place] = torch.arange(len(group))
-    return table.unflatten(0, (count, width)), place
+    return table.unflatten(0, (len(sizes), width)), place

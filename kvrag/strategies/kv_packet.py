@@ -14,8 +14,9 @@ __all__ = ["KVPacket"]
 class KVPacket(Strategy):
     """Attach chunks that a trained adapter has made ready for any context, without recomputing anything of them.
 
-    A chunk is encoded alone, between the adapter's header and trailer and with its writer on; behind its packet come
-    the link tokens, computed at question time, which see everything before them. Soft tokens take places in the prompt
+    A chunk is encoded alone, between the adapter's header and trailer and with its writer on, and behind a sink that
+    its packet leaves out, if the adapter was trained with one (LegoLink-0 of EPIC, https://arxiv.org/abs/2410.15332,
+    drops one likewise); behind its packet come the link tokens, computed at question time, which see everything before them. Soft tokens take places in the prompt
     like ordinary ones. Without an adapter all of them are empty, and this is NoRecompute. Sources: KV Packet
     (https://arxiv.org/abs/2604.13226), KVLink (https://arxiv.org/abs/2502.16002).
     """
@@ -27,7 +28,10 @@ class KVPacket(Strategy):
         if adapter is None:
             return Recipe()
         before, after = len(adapter.soft("header")), len(adapter.soft("trailer"))
-        return Recipe(soft_before=before, soft_after=after, writer=adapter.rank > 0)
+        sink = adapter.header.sink
+        return Recipe(
+            ids_before=sink, soft_before=before, soft_after=after, writer=adapter.rank > 0, dropped=len(sink)
+        )
 
     def arrange(self, segments: Sequence[Segment], adapter: Adapter | None) -> list[Segment]:
         """The adapter's link tokens behind every packet."""

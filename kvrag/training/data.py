@@ -10,7 +10,7 @@ from kvrag.errors import KVRagError, TrainingError
 from kvrag.packing import PromptTree
 from kvrag.qa import Context
 from kvrag.qa.prompt_template import PromptTemplate
-from kvrag.training.examples import Batch, Grower, micro_batches
+from kvrag.training.examples import Batch, BatchSizes, Grower, micro_batches
 from kvrag.training.mixture import Mixture
 from kvrag.training.settings import TrainingSettings
 from kvrag.training.task import Task
@@ -28,6 +28,9 @@ class Steps(Dataset):
         settings: of the run.
         process: number of this one.
         processes: that share a step's contexts.
+
+    Attributes:
+        sizes: that batches are filled up to where they fit, smallest first.
 
     Raises:
         TrainingError: there are no templates.
@@ -49,6 +52,7 @@ class Steps(Dataset):
         self._templates = list(templates)
         self._settings = settings
         self._mine = range(process, settings.contexts, processes)
+        self.sizes: Sequence[BatchSizes] = ()
         self._grower = Grower(task.model, settings.max_tokens, settings.max_answer_tokens)
 
     def __len__(self) -> int:
@@ -76,7 +80,19 @@ class Steps(Dataset):
                 context = Context(context.passages, context.questions[:1])
             trees += self._grower.trees(context, template, answers=given)
         groups = micro_batches(trees, self._settings.micro_tokens)
-        return [self._task.pack(group) for group in groups] if given else groups
+        return [self._pack(group) for group in groups] if given else groups
+
+    def _pack(self, prompts: Sequence[PromptTree]) -> Batch:
+        """Filled up to the smallest of the sizes that holds them, if one does."""
+        batch = self._task.pack(prompts)
+        found = BatchSizes.of(batch)
+        sizes = next((sizes for sizes in self.sizes if sizes.hold(found)), None)
+        return batch if sizes is None else self._task.pack(prompts, sizes)
+
+    def sample(self, count: int) -> list[Batch]:
+        """The batches of the first steps, where they are laid out ahead."""
+        steps = (self[step] for step in range(min(count, len(self))))
+        return [batch for step in steps if isinstance(step, list) for batch in step if isinstance(batch, Batch)]
 
     def loaded(self, first: int) -> Iterator[list]:
         """The steps from `first` on, made ahead by other processes where the model has a GPU of its own."""

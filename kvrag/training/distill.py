@@ -6,8 +6,9 @@ adapter learns, from the divergence of their next-token distributions on the ans
 (https://arxiv.org/abs/2502.16002) on a frozen model, and a writer, a LoRA that is on only while chunks are encoded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.batched import compute_rows, writing
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
-from kvrag.packing import SOFT_PARTS, PackedRows
+from kvrag.packing import NO_ANSWER, SOFT_PARTS, Branch, PackedRows, PromptTree
 from kvrag.strategies import KVPacket
-from kvrag.training.examples import Batch
+from kvrag.training.examples import Batch, BatchSizes
 from kvrag.training.task import Task, low_rank
 from kvrag.writer import Writer
 
@@ -43,6 +44,8 @@ class AdapterShape(BaseModel):
         trailer: soft tokens behind it.
         link: soft tokens computed at question time behind every packet.
         writer_rank: of the LoRA that is on while chunks are encoded; 0 is none.
+        sink: tokens of a prompt's beginning that chunks are encoded behind and packets leave out: what every prompt
+            begins with draws attention that no chunk should draw.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +54,7 @@ class AdapterShape(BaseModel):
     trailer: int = Field(default=8, ge=0, le=256)
     link: int = Field(default=0, ge=0, le=256)
     writer_rank: int = Field(default=16, ge=0, le=1024)
+    sink: int = Field(default=1, ge=0, le=16)
 
     def count(self, part: str) -> int:
         """Soft tokens of a part."""
@@ -64,16 +68,20 @@ class AdapterTask(Task):
         model: teacher and student.
         shape: of the adapter.
         seed: of the writer.
+        question_tokens: at the end of every question that are predicted too; they say more often than short answers
+            do what a packet has to tell.
 
     Raises:
         TrainingError: the adapter would have no parts.
     """
 
-    def __init__(self, model: LanguageModel, shape: AdapterShape, seed: int = 0) -> None:
+    def __init__(self, model: LanguageModel, shape: AdapterShape, seed: int = 0, question_tokens: int = 0) -> None:
         super().__init__(model)
         if not any((shape.header, shape.trailer, shape.link, shape.writer_rank)):
             raise TrainingError("expected an adapter with at least one part, found soft 0, link 0 and writer rank 0")
         self.strategy = KVPacket()
+        self._question_tokens = question_tokens
+        self._sink = model.prompt_beginning(shape.sink)
         self.writer: Writer | None = None
         self.parameters = {
             part: torch.nn.Parameter(_beginning(model, part, shape.count(part)))
@@ -96,7 +104,13 @@ class AdapterTask(Task):
         writer = self.writer and self.writer.to(self.model.device, self.model.dtype)
         with writing(self.model, writer, batch.student):
             logits = self.logits(batch.student)
-            yield kl_div(log_softmax(logits.float(), -1), wanted, log_target=True, reduction="sum")
+            each = kl_div(log_softmax(logits.float(), -1), wanted, log_target=True, reduction="none").sum(-1)
+            yield (each * (batch.teacher.answer_ids != NO_ANSWER)).sum()
+
+    def pack(self, prompts: Sequence[PromptTree], sizes: BatchSizes | None = None) -> Batch:
+        """Lay prompts out for teacher and student, ends of questions among what is to be predicted."""
+        asked = [replace(p, branches=tuple(_asking(b, self._question_tokens) for b in p.branches)) for p in prompts]
+        return super().pack(asked, sizes)
 
     def logits(self, rows: PackedRows) -> torch.Tensor:
         """The student's logits `[A, vocab]` at the answer tokens; the writer has to be on."""
@@ -126,8 +140,18 @@ class AdapterTask(Task):
     def _header(self, trained_on: str) -> AdapterHeader:
         identity = self.model.identity
         return AdapterHeader(
-            weights=identity.weights, config=identity.config, trained_on=trained_on, writer_scale=_SCALE
+            weights=identity.weights,
+            config=identity.config,
+            trained_on=trained_on,
+            writer_scale=_SCALE,
+            sink=self._sink,
         )
+
+
+def _asking(branch: Branch, count: int) -> Branch:
+    """The branch with the last tokens in front of its answer, if it has one, moved into the answer."""
+    first = max(1, len(branch.ids) - count)
+    return Branch(branch.ids[:first], (*branch.ids[first:], *branch.answer)) if branch.answer else branch
 
 
 def _beginning(model: LanguageModel, part: str, count: int) -> torch.Tensor:

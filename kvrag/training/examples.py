@@ -4,20 +4,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import torch
+
 from kvrag.adapter import Adapter
 from kvrag.errors import PromptTooLongError
 from kvrag.matching import HEAD_CHARS, Match
 from kvrag.model import LanguageModel
 from kvrag.packet import PacketKey
-from kvrag.packing import Branch, PackedRows, PromptTree, pack_prompts
+from kvrag.packing import NO_ANSWER, Branch, PackedRows, PromptTree, RowSizes, pack_prompts
 from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
 from kvrag.qa import Context
 from kvrag.qa.prompt_template import FilledPrompt, PromptTemplate
 from kvrag.strategies import FullRecompute, Strategy
 
-__all__ = ["Batch", "Grower", "micro_batches"]
+__all__ = ["Batch", "BatchSizes", "Grower", "micro_batches"]
 
 _FULL = FullRecompute(segmented=True)
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """The sizes of a batch's rows."""
+
+    teacher: RowSizes
+    student: RowSizes | None
+
+    @classmethod
+    def of(cls, batch: "Batch") -> "BatchSizes":
+        """The sizes of a batch that is not filled up."""
+        return cls(RowSizes.of(batch.teacher), None if batch.student is None else RowSizes.of(batch.student))
+
+    @property
+    def rows(self) -> int:
+        """Rows to compute."""
+        return sum(part.span_rows + part.read_rows for part in (self.teacher, self.student) if part is not None)
+
+    def hold(self, other: "BatchSizes") -> bool:
+        """Whether batches of the other sizes can be filled up to these."""
+        if self.student is None or other.student is None:
+            return self.teacher.hold(other.teacher)
+        return self.teacher.hold(other.teacher) and self.student.hold(other.student)
 
 
 @dataclass(frozen=True)
@@ -27,16 +53,36 @@ class Batch:
     Attributes:
         teacher: as full recompute lays them out.
         student: as the strategy does; None when only the teacher is wanted.
+        sizes: that it was filled up to, if it was.
     """
 
     teacher: PackedRows
     student: PackedRows | None
+    sizes: BatchSizes | None = None
 
     @classmethod
-    def of(cls, prompts: Sequence[PromptTree], strategy: Strategy | None, adapter: Adapter | None) -> "Batch":
-        """Both layouts of some prompts."""
-        student = None if strategy is None else pack_prompts(prompts, strategy, adapter)
-        return cls(pack_prompts(prompts, _FULL, None), student)
+    def of(
+        cls,
+        prompts: Sequence[PromptTree],
+        strategy: Strategy | None,
+        adapter: Adapter | None,
+        sizes: BatchSizes | None = None,
+    ) -> "Batch":
+        """Both layouts of some prompts, filled up to sizes if there are any."""
+        student = None
+        if strategy is not None:
+            student = pack_prompts(prompts, strategy, adapter, None if sizes is None else sizes.student)
+        return cls(pack_prompts(prompts, _FULL, None, None if sizes is None else sizes.teacher), student, sizes)
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens are predicted."""
+        return int((self.teacher.answer_ids != NO_ANSWER).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        student = None if self.student is None else self.student.to(device)
+        return replace(self, teacher=self.teacher.to(device), student=student)
 
 
 class Grower:

@@ -16,12 +16,16 @@ from kvrag.qa.prompt_template import PromptTemplate
 from kvrag.training.checkpoint import Checkpoint
 from kvrag.training.data import Steps, held_out_batches
 from kvrag.training.examples import Batch
+from kvrag.training.graphs import Graphs, common_sizes
 from kvrag.training.log import RunLog
 from kvrag.training.mixture import Mixture
 from kvrag.training.settings import TrainingSettings
 from kvrag.training.task import Task
 
 __all__ = ["Trained", "train"]
+
+_SAMPLE = 24
+"""Steps to find common sizes by."""
 
 _LOWER = (
     "the last checkpoint is kept, but the same settings lead here again: lower the learning rates and choose another "
@@ -88,6 +92,8 @@ def train(
     aside = held_out_batches(Steps(task, held_out, templates, settings), settings, process, processes)
     state = _Run(task, settings, folder, run, accelerator)
     state.check(aside)
+    if settings.cuda_graphs and task.model.device.type == "cuda" and not settings.gradient_checkpointing:
+        steps.sizes = common_sizes(steps.sample(_SAMPLE))
     log = RunLog(folder / "log.jsonl", state.step) if accelerator.is_main_process else None
     last = min(settings.steps, until or settings.steps)
     for batches in () if state.step >= last or state.is_stale else steps.loaded(state.step):
@@ -127,7 +133,13 @@ class _Run:
         matrices = [p for name, p in task.parameters.items() if name not in task.soft]
         rates = ((soft, settings.soft_learning_rate), (matrices, settings.learning_rate))
         groups = [{"params": of, "lr": rate, "highest": rate} for of, rate in rates if of]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        on_gpu = task.model.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=on_gpu)
+        self.graphs = Graphs(task) if on_gpu else None
+        self.sums = torch.zeros(sum(p.numel() for p in task.parameters.values()) + 2, device=task.model.device)
+        parts = self.sums[:-2].split([p.numel() for p in task.parameters.values()])
+        for p, gradient in zip(task.parameters.values(), parts, strict=True):
+            p.grad = gradient.view_as(p)
         task.model.freeze(checkpointing=settings.gradient_checkpointing)
         self._resume()
 
@@ -140,7 +152,7 @@ class _Run:
 
     def check(self, batches: Sequence[Batch] | Sequence[list[PromptTree]]) -> None:
         """Refuse held-out contexts in which there is nothing to predict."""
-        found = sum(len(b.teacher.answer_ids) if isinstance(b, Batch) else len(b) for b in batches)
+        found = sum(b.answer_tokens if isinstance(b, Batch) else len(b) for b in batches)
         if not self.accelerator.reduce(torch.tensor(float(found), device=self.task.model.device), reduction="sum"):
             raise TrainingError(
                 f"expected answers to predict in {self.settings.held_out} held-out contexts, found none: no context "
@@ -150,20 +162,16 @@ class _Run:
 
     def advance(self, batches: Sequence[Batch] | Sequence[list[PromptTree]]) -> tuple[float, float, int]:
         """One optimiser step; returns the loss per answer token, the norm of its gradients and the answer tokens."""
-        parameters = list(self.task.parameters.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, tokens = self._sums(batches, backward=True)
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        sums = torch.cat([*(p.grad.flatten() for p in parameters if p.grad is not None), loss[None], tokens[None]])
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        total, count = float(sums[-2]), float(sums[-1])
+        self.sums.zero_()
+        self.sums[-2], self.sums[-1] = self._sums(batches, backward=True)
+        self.sums.copy_(self.accelerator.reduce(self.sums, reduction="sum"))
+        total, count = self.sums[-2:].tolist()
         if not count:
             raise TrainingError(
                 f"expected answer tokens in step {self.step + 1}, found none: no context fits into max_tokens "
                 f"{self.settings.max_tokens}, or no question has an answer; give other data, or more contexts a step"
             )
-        gradients = sums[:-2] / count
+        gradients = self.sums[:-2].div_(count)
         norm = float(gradients.norm())
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise TrainingError(
@@ -171,8 +179,6 @@ class _Run:
                 + _LOWER
             )
         gradients *= min(1.0, self.settings.clip / (norm + 1e-12))
-        for p, gradient in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
-            p.grad = gradient.view_as(p)
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * self.settings.rate(self.step)
         self.optimizer.step()
@@ -207,14 +213,17 @@ class _Run:
         device = self.task.model.device
         loss, tokens = torch.zeros((), device=device), 0
         for given in batches:
-            batch = _on(given if isinstance(given, Batch) else self._answered(given), device)
+            batch = given if isinstance(given, Batch) else self._answered(given)
             if not len(batch.teacher.answer_ids):
                 continue
-            with self.task.loss(batch) as value:
+            tokens += batch.answer_tokens
+            if backward and batch.sizes is not None and self.graphs is not None:
+                loss += self.graphs.backward(batch)
+                continue
+            with self.task.loss(batch.to(device)) as value:
                 if backward:
                     value.backward()
                 loss += value.detach()
-            tokens += len(batch.teacher.answer_ids)
         return loss, torch.tensor(float(tokens), device=device)
 
     def _answered(self, prompts: Sequence[PromptTree]) -> Batch:
@@ -240,9 +249,5 @@ class _Run:
         for name, p in self.task.parameters.items():
             p.data.copy_(kept.values[name])
             moments = {m: t.to(p.device) for m, t in kept.moments[name].items()}
-            self.optimizer.state[p] = {"step": torch.tensor(float(kept.step)), **moments}
+            self.optimizer.state[p] = {"step": torch.tensor(float(kept.step), device=p.device), **moments}
 
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    student = None if batch.student is None else batch.student.to(device)
-    return replace(batch, teacher=batch.teacher.to(device), student=student)

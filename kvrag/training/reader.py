@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from kvrag.batched import compute_rows
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
+from kvrag.packing import NO_ANSWER
 from kvrag.training.checkpoint import write_whole
 from kvrag.training.examples import Batch
 from kvrag.training.task import Task, low_rank
@@ -43,7 +44,7 @@ class ReaderTask(Task):
         """Cross-entropy, summed over the answer tokens."""
         with self.reader.to(self.model.device, self.model.dtype).active(self.model.linear_modules()):
             logits, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
-            yield cross_entropy(logits.float(), batch.teacher.answer_ids, reduction="sum")
+            yield cross_entropy(logits.float(), batch.teacher.answer_ids, ignore_index=NO_ANSWER, reduction="sum")
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16.

@@ -12,7 +12,7 @@ from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
 from kvrag.packing import PromptTree
 from kvrag.strategies import Strategy
-from kvrag.training.examples import Batch
+from kvrag.training.examples import Batch, BatchSizes
 from kvrag.writer import Writer
 
 __all__ = ["Task", "low_rank"]
@@ -69,9 +69,9 @@ class Task(ABC):
         for name, p in self.parameters.items():
             p.data.copy_(values[name])
 
-    def pack(self, prompts: Sequence[PromptTree]) -> Batch:
-        """Lay prompts out for the teacher, and for the student if there is one."""
-        return Batch.of(prompts, self.strategy, self.placeholder)
+    def pack(self, prompts: Sequence[PromptTree], sizes: BatchSizes | None = None) -> Batch:
+        """Lay prompts out for the teacher, and for the student if there is one; filled up to sizes if there are any."""
+        return Batch.of(prompts, self.strategy, self.placeholder, sizes)
 
 
 def low_rank(model: LanguageModel, rank: int, scale: float, seed: int) -> tuple[Writer, dict[str, torch.nn.Parameter]]:

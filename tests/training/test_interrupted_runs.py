@@ -82,7 +82,7 @@ def test_two_processes_train_what_one_trains(size, runs):
     one, two = (Checkpoint.load(runs / f"{name}{size}" / "checkpoint.safetensors") for name in ("one", "two"))
     for name, tensor in one.values.items():
         torch.testing.assert_close(two.values[name], tensor, rtol=1e-4, atol=1e-4 * tensor.abs().max().item())
-    torch.testing.assert_close(two.held_out, one.held_out)
+    torch.testing.assert_close(two.held_out, one.held_out, rtol=1e-5, atol=0)  # float32 sums in another order
     lines, others = (read_lines(runs / f"{name}{size}") for name in ("one", "two"))
     assert [line.get("answer_tokens") for line in lines] == [line.get("answer_tokens") for line in others]
     told = json.loads((runs / f"two{size}" / "run.json").read_text())

@@ -23,7 +23,7 @@ QUESTIONS = ("How many goats?", "When does the last boat leave, and from where d
 PLAIN = [t for t in TEMPLATES if t.name in ("chat", "raw", "numbered", "system-context")]
 
 
-def make_adapter(model, *, header=3, trailer=2, link=0, rank=0, seed=0) -> Adapter:
+def make_adapter(model, *, header=3, trailer=2, link=0, rank=0, sink=0, seed=0) -> Adapter:
     rng = torch.Generator().manual_seed(seed)
     tensors = {
         name: 0.3 * torch.randn(count, model.hidden_size, generator=rng)
@@ -35,7 +35,8 @@ def make_adapter(model, *, header=3, trailer=2, link=0, rank=0, seed=0) -> Adapt
             tensors[f"writer.{path}.lora_A.weight"] = 0.2 * torch.randn(rank, module.in_features, generator=rng)
             tensors[f"writer.{path}.lora_B.weight"] = 0.2 * torch.randn(module.out_features, rank, generator=rng)
     identity = model.identity
-    return Adapter(AdapterHeader(weights=identity.weights, config=identity.config, writer_scale=1.5), tensors)
+    told = {"weights": identity.weights, "config": identity.config, "sink": model.prompt_beginning(sink)}
+    return Adapter(AdapterHeader(**told, writer_scale=1.5), tensors)
 
 
 def trees_of(model, contexts) -> list[PromptTree]:
@@ -69,7 +70,8 @@ FORMS = {
     "soft": {},
     "links": {"link": 2},
     "writer": {"header": 0, "trailer": 0, "rank": 3},
-    "everything": {"link": 2, "rank": 3},
+    "sink": {"sink": 2},
+    "everything": {"link": 2, "rank": 3, "sink": 1},
 }
 
 
