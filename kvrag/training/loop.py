@@ -217,14 +217,16 @@ class _Run:
             if not len(batch.teacher.answer_ids):
                 continue
             tokens += batch.answer_tokens
-            if backward and batch.sizes is not None and self.graphs is not None:
-                loss += self.graphs.backward(batch)
-                continue
-            with self.task.loss(batch.to(device)) as value:
-                if backward:
-                    value.backward()
-                loss += value.detach()
+            recorded = backward and batch.sizes is not None and self.graphs is not None
+            loss += self.graphs.backward(batch) if recorded else self._eager(batch.to(device), backward)
         return loss, torch.tensor(float(tokens), device=device)
+
+    def _eager(self, batch: Batch, backward: bool) -> torch.Tensor:
+        """A batch's loss; what it hangs on is gone afterwards, as nothing may hold it when a graph is recorded."""
+        with self.task.loss(batch) as value:
+            if backward:
+                value.backward()
+            return value.detach()
 
     def _answered(self, prompts: Sequence[PromptTree]) -> Batch:
         """The prompts with the answers that the teacher gives."""

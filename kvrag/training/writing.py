@@ -1,6 +1,7 @@
-"""Questions that the model itself writes about passages nobody asked anything about."""
+"""Questions that a model writes about passages nobody asked anything about, and answers where none are given."""
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from kvrag.batched import generate_greedily
@@ -8,18 +9,19 @@ from kvrag.errors import DataError
 from kvrag.model import LanguageModel
 from kvrag.packing import Branch, PromptTree, pack_prompts
 from kvrag.prompt import TextSegment, segment_prompt
-from kvrag.qa import Question, QuestionSet
+from kvrag.qa import Question, QuestionSet, Topic
 from kvrag.strategies import FullRecompute
 from kvrag.training.examples import micro_batches
 
-__all__ = ["with_questions"]
+__all__ = ["with_answers", "with_questions"]
 
 _REQUESTS = (
     "Write one short question that the text answers. Write nothing but the question.",
     "Ask about a name, a number or a date in the text. Write one question only.",
-    "What could somebody look up in this text? Write it as one question that ends in a question mark.",
+    "Write one question that begins with Who, Where, When or How many and that can be answered from the text.",
 )
 _LONGEST = 40
+_LONGEST_ANSWER = 24
 _MOST_PASSAGES = 20_000
 _ROWS = 32_768
 
@@ -47,16 +49,11 @@ def with_questions(model: LanguageModel, questions: QuestionSet, seed: int, requ
             assert isinstance(segment, TextSegment)
             if len(segment.ids) + _LONGEST < model.max_positions:
                 asked.append((t, p, PromptTree((), (Branch(segment.ids),))))
-    by_tree = {id(tree): (t, p) for t, p, tree in asked}
     written: dict[int, list[Question]] = {}
-    for group in micro_batches([tree for _, _, tree in asked], _ROWS):
-        rows = pack_prompts(group, FullRecompute(), None).to(model.device)
-        answers = generate_greedily(model, rows, None, None, _LONGEST).tokens
-        for tree, (tokens,) in zip(group, answers, strict=True):
-            t, p = by_tree[id(tree)]
-            text = _question(model.tokenizer.decode([i for i in tokens if i not in model.stop_ids]))
-            if text and all(text != q.text for q in written.get(t, ())):
-                written.setdefault(t, []).append(Question(text, (), (p,)))
+    for (t, p), line in _written(model, asked, _LONGEST):
+        text = _question(line)
+        if text and text not in "".join(_REQUESTS) and all(text != q.text for q in written.get(t, ())):
+            written.setdefault(t, []).append(Question(text, (), (p,)))
     if not written:
         raise DataError(
             f"expected {model.name} to write questions about {questions.name}, found no line that ends in a question "
@@ -64,6 +61,46 @@ def with_questions(model: LanguageModel, questions: QuestionSet, seed: int, requ
         )
     topics = (replace(topic, questions=tuple(written.get(t, ()))) for t, topic in enumerate(questions.topics))
     return replace(questions, topics=tuple(topics))
+
+
+def with_answers(model: LanguageModel, questions: QuestionSet) -> QuestionSet:
+    """The set with answers to the questions that have none, from their own passages alone.
+
+    Args:
+        model: answers, under full recompute.
+        questions: those that need no passage, or more than fit into the model's window, stay without an answer.
+    """
+    asked: list[tuple[int, int, PromptTree]] = []
+    for t, topic in enumerate(questions.topics):
+        for number, question in enumerate(topic.questions):
+            if question.answers or not question.passages:
+                continue
+            text = "\n\n".join(topic.passages[p] for p in question.passages)
+            prompt = model.render([{"role": "user", "content": f"{text}\n\n{question.text}"}])
+            (segment,) = segment_prompt(prompt, [], model.tokenizer)
+            assert isinstance(segment, TextSegment)
+            if len(segment.ids) + _LONGEST_ANSWER < model.max_positions:
+                asked.append((t, number, PromptTree((), (Branch(segment.ids),))))
+    found = {(t, n): answer for (t, n), answer in _written(model, asked, _LONGEST_ANSWER) if answer}
+    topics: list[Topic] = []
+    for t, topic in enumerate(questions.topics):
+        answered = tuple(
+            replace(q, answers=(found[t, n],)) if (t, n) in found else q for n, q in enumerate(topic.questions)
+        )
+        topics.append(replace(topic, questions=answered))
+    return replace(questions, topics=tuple(topics))
+
+
+def _written(
+    model: LanguageModel, asked: Sequence[tuple[int, int, PromptTree]], longest: int
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """What the model writes behind each prompt, with the two numbers it came with."""
+    by_tree = {id(tree): (first, second) for first, second, tree in asked}
+    for group in micro_batches([tree for _, _, tree in asked], _ROWS):
+        rows = pack_prompts(group, FullRecompute(), None).to(model.device)
+        answers = generate_greedily(model, rows, None, None, longest).tokens
+        for tree, (tokens,) in zip(group, answers, strict=True):
+            yield by_tree[id(tree)], model.tokenizer.decode([i for i in tokens if i not in model.stop_ids]).strip()
 
 
 def _question(text: str) -> str:
