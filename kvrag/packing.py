@@ -132,9 +132,9 @@ class RowSizes:
         )
 
     @classmethod
-    def covering(cls, sizes: Sequence["RowSizes"]) -> "RowSizes":
-        """The least sizes to which rows of all these sizes can be filled up."""
-        most = {field.name: max(getattr(size, field.name) for size in sizes) for field in fields(cls)}
+    def covering(cls, sizes: Sequence["RowSizes"], room: float = 1.0) -> "RowSizes":
+        """The least sizes to which rows of all these sizes can be filled up, `room` times as large."""
+        most = {f.name: round(room * max(getattr(size, f.name) for size in sizes)) for f in fields(cls)}
         most["span_rows"] += 1  # fillers of soft tokens need one
         most["longest"] = max(1, most["longest"])
         most["spans"] += most["prompts"] + -(-most["span_rows"] // most["longest"])

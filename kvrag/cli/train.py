@@ -13,10 +13,12 @@ from kvrag.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 from kvrag.cli.terminal import quiet, warn
 from kvrag.cli.training_options import (
     AnswersOption,
+    AuthorOption,
     CheckpointingOption,
     ContextsOption,
     DataOption,
     EvaluateOption,
+    GraphsOption,
     InitOption,
     MicroOption,
     OutOption,
@@ -50,6 +52,10 @@ def adapter(
     writer_rank: Annotated[
         int, typer.Option("--writer-rank", min=0, max=1024, help="LoRA while chunks are encoded.")
     ] = 16,
+    sink: Annotated[int, typer.Option("--sink", min=0, max=16, help="Tokens a chunk is encoded behind, dropped.")] = 1,
+    question_tokens: Annotated[
+        int, typer.Option("--question-tokens", min=0, help="At the end of questions, learnt from like answers.")
+    ] = 24,
     answers: AnswersOption = "teacher",
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
@@ -59,10 +65,12 @@ def adapter(
     soft_rate: Annotated[float, typer.Option("--soft-rate", help="Highest learning rate of soft tokens.")] = 5e-3,
     template: TemplateOption = None,
     init: InitOption = None,
+    author: AuthorOption = "",
     evaluate_every: EvaluateOption = 50,
     patience: PatienceOption = 0,
     micro_tokens: MicroOption = 0,
     gradient_checkpointing: CheckpointingOption = False,
+    cuda_graphs: GraphsOption = True,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -84,18 +92,20 @@ def adapter(
         evaluate_every=evaluate_every,
         patience=patience,
         gradient_checkpointing=gradient_checkpointing,
+        cuda_graphs=cuda_graphs,
         seed=seed,
     )
     with quiet():
         from kvrag.training import AdapterShape, AdapterTask
 
-        shape = AdapterShape(header=soft, trailer=soft, link=link, writer_rank=writer_rank)
+        shape = AdapterShape(header=soft, trailer=soft, link=link, writer_rank=writer_rank, sink=sink)
         result = start_training(
-            lambda opened: AdapterTask(opened, shape, seed),
-            {"shape": shape.model_dump()},
+            lambda opened: AdapterTask(opened, shape, seed, question_tokens),
+            {"shape": shape.model_dump(), "question_tokens": question_tokens},
             data=data,
             templates=template,
             init=init,
+            author=author,
             settings=settings,
             micro_tokens=micro_tokens,
             model=model,
@@ -120,10 +130,12 @@ def reader(
     rate: RateOption = 1e-3,
     template: TemplateOption = None,
     init: InitOption = None,
+    author: AuthorOption = "",
     evaluate_every: EvaluateOption = 50,
     patience: PatienceOption = 0,
     micro_tokens: MicroOption = 0,
     gradient_checkpointing: CheckpointingOption = False,
+    cuda_graphs: GraphsOption = True,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -143,6 +155,7 @@ def reader(
         evaluate_every=evaluate_every,
         patience=patience,
         gradient_checkpointing=gradient_checkpointing,
+        cuda_graphs=cuda_graphs,
         seed=seed,
     )
     with quiet():
@@ -154,6 +167,7 @@ def reader(
             data=data,
             templates=template,
             init=init,
+            author=author,
             settings=settings,
             micro_tokens=micro_tokens,
             model=model,

@@ -7,10 +7,12 @@ import typer
 
 __all__ = [
     "AnswersOption",
+    "AuthorOption",
     "CheckpointingOption",
     "ContextsOption",
     "DataOption",
     "EvaluateOption",
+    "GraphsOption",
     "InitOption",
     "MicroOption",
     "OutOption",
@@ -47,4 +49,10 @@ EvaluateOption = Annotated[int, typer.Option("--evaluate-every", min=1, help="St
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 InitOption = Annotated[
     Path | None, typer.Option("--init", help="Begin with the result of an earlier run instead of afresh.")
+]
+GraphsOption = Annotated[
+    bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record steps on a GPU and replay them.")
+]
+AuthorOption = Annotated[
+    str, typer.Option("--author", help="Model that writes questions about bare texts. Default: the one trained for.")
 ]

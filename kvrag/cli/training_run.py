@@ -24,6 +24,7 @@ def start_training(
     data: list[str],
     templates: list[str] | None,
     init: Path | None,
+    author: str,
     settings: "TrainingSettings",
     micro_tokens: int,
     model: str,
@@ -44,7 +45,9 @@ def start_training(
     prompts = [find_template(name) for name in templates] if templates else training_templates()
     accelerator = Accelerator(cpu=device == "cpu")
     opened = open_model(model, str(accelerator.device) if device == "auto" else device, dtype)
-    sets = [(_asked(questions, opened, settings), share) for questions, share in sets]
+    if any(not len(questions) for questions, _ in sets):
+        writing = open_model(author, str(opened.device), dtype) if author else opened
+        sets = [(_asked(questions, writing, opened, settings), share) for questions, share in sets]
     rows = micro_tokens or fitting_rows(opened, checkpointing=settings.gradient_checkpointing)
     settings = settings.model_copy(update={"micro_tokens": rows})
     task = make_task(opened)
@@ -90,11 +93,14 @@ def _load(spec: str, seed: int) -> "tuple[QuestionSet, float]":
     return load_questions(name), share
 
 
-def _asked(questions: "QuestionSet", model: "LanguageModel", settings: "TrainingSettings") -> "QuestionSet":
-    """The set, with questions that the model writes where nobody asked any."""
+def _asked(
+    questions: "QuestionSet", author: "LanguageModel", reader: "LanguageModel", settings: "TrainingSettings"
+) -> "QuestionSet":
+    """The set, with questions that the author writes where nobody asked any, and the reader's answers if wanted."""
     if len(questions):
         return questions
-    from kvrag.training.writing import with_questions
+    from kvrag.training.writing import with_answers, with_questions
 
-    note(f"the model writes questions about {questions.name}")
-    return with_questions(model, questions, settings.seed)
+    note(f"{author.name} writes questions about {questions.name}")
+    asked = with_questions(author, questions, settings.seed)
+    return with_answers(reader, asked) if settings.answers == "given" else asked

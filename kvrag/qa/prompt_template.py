@@ -68,9 +68,9 @@ class PromptTemplate:
 
     @property
     def asks_last(self) -> bool:
-        """Whether the question stands behind the passages, be it there only or there again."""
+        """Whether the question stands behind the passages only, so that prompts that differ in it begin alike."""
         whole = "\0".join(content for _, content in self.messages)
-        return whole.rindex(_QUESTION) > whole.index(_CONTEXT)
+        return whole.index(_QUESTION) > whole.index(_CONTEXT)
 
     def fill(self, render: Render, passages: Sequence[str], question: str) -> FilledPrompt:
         """Put stripped passages and a question in.

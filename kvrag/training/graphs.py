@@ -15,27 +15,28 @@ from kvrag.training.task import Task
 
 __all__ = ["Graphs", "common_sizes"]
 
-_SHARES = (0.5, 0.85, 1.0)
+_SIZES = ((0.5, 1.0), (0.9, 1.0), (1.0, 1.25))
+"""Shares of a sample that are held, and room besides."""
+
 _WARM_UPS = 2
 _READ = ("ids", "positions", "soft_rows", "soft", "answer_rows", "answer_ids")
 """What a loss reads of packed rows, besides their layout."""
 
 
 def common_sizes(batches: Sequence[Batch]) -> list[BatchSizes]:
-    """Sizes, smallest first, that hold half of batches like these, most of them, and all.
+    """Sizes, smallest first, that hold half of batches like these, most of them, and nearly all.
 
     Args:
         batches: a sample; none gives no sizes.
     """
     found = sorted((BatchSizes.of(batch) for batch in batches), key=lambda sizes: sizes.rows)
-    parts = [found[: max(1, round(share * len(found)))] for share in _SHARES] if found else []
-    return [
-        BatchSizes(
-            RowSizes.covering([sizes.teacher for sizes in part]),
-            None if part[0].student is None else RowSizes.covering([s.student for s in part if s.student is not None]),
-        )
-        for part in parts
-    ]
+    made: list[BatchSizes] = []
+    for share, room in _SIZES if found else ():
+        part = found[: max(1, round(share * len(found)))]
+        students = [sizes.student for sizes in part if sizes.student is not None]
+        teacher = RowSizes.covering([sizes.teacher for sizes in part], room)
+        made.append(BatchSizes(teacher, RowSizes.covering(students, room) if students else None))
+    return made
 
 
 class Graphs:

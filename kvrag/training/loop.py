@@ -24,7 +24,7 @@ from kvrag.training.task import Task
 
 __all__ = ["Trained", "train"]
 
-_SAMPLE = 24
+_SAMPLE = 64
 """Steps to find common sizes by."""
 
 _LOWER = (
@@ -217,8 +217,8 @@ class _Run:
             if not len(batch.teacher.answer_ids):
                 continue
             tokens += batch.answer_tokens
-            recorded = backward and batch.sizes is not None and self.graphs is not None
-            loss += self.graphs.backward(batch) if recorded else self._eager(batch.to(device), backward)
+            graphs = self.graphs if backward and batch.sizes is not None else None
+            loss += graphs.backward(batch) if graphs else self._eager(batch.to(device), backward)
         return loss, torch.tensor(float(tokens), device=device)
 
     def _eager(self, batch: Batch, backward: bool) -> torch.Tensor:

@@ -61,7 +61,7 @@ def test_an_adapter_is_trained_and_answers(train, model):
     assert 0 < told["held_out_loss"] < 50
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     run = json.loads((out / "run.json").read_text())
-    assert run["shape"] == {"header": 2, "trailer": 2, "link": 1, "writer_rank": 2}
+    assert run["shape"] == {"header": 2, "trailer": 2, "link": 1, "writer_rank": 2, "sink": 1}
     assert (run["templates"], run["data"]["harbour"]) == (["raw"], {"questions": 10, "share": 1.0})
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
@@ -121,7 +121,7 @@ def test_a_reader_is_trained_and_merged(train):
     assert adapter.exit_code == 0, adapter.stderr
 
 
-def test_the_model_asks_where_nobody_did(train, tmp_path, monkeypatch):
+def test_the_model_asks_where_nobody_did(train, model, tmp_path, monkeypatch):
     from kvrag.training import writing
 
     folder = tmp_path / "texts"
@@ -131,7 +131,9 @@ def test_the_model_asks_where_nobody_did(train, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "_question", lambda text: f"What is {len(text)}, asked by the model?")
     result = train("adapter", *ADAPTER, files=(folder,))
     assert result.exit_code == 0, result.stderr
-    assert "the model writes questions about texts" in result.stderr
+    assert f"{model.name} writes questions about texts" in result.stderr
+    result = train("adapter", *ADAPTER, "--answers", "given", "--author", model, "--out", "other", files=(folder,))
+    assert result.exit_code == 0, result.stderr
 
 
 def test_sets_are_mixed_by_their_shares(train, monkeypatch):

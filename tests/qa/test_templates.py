@@ -162,7 +162,7 @@ def test_templates_without_their_markers_are_refused(fields, message):
 
 @pytest.mark.parametrize(
     ("content", "last"),
-    [("{context} {question}", True), ("{question} {context}", False), ("{question} {context} {question}", True)],
+    [("{context} {question}", True), ("{question} {context}", False), ("{question} {context} {question}", False)],
 )
 def test_where_the_question_stands_is_known(content, last):
     assert PromptTemplate("t", (("user", content),)).asks_last is last

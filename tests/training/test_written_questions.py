@@ -5,9 +5,9 @@ import torch
 
 from kvrag.batched import Generated
 from kvrag.errors import DataError
-from kvrag.qa import QuestionSet, Topic
+from kvrag.qa import Question, QuestionSet, Topic
 from kvrag.training import writing
-from kvrag.training.writing import with_questions
+from kvrag.training.writing import with_answers, with_questions
 from tests.conftest import CHUNKS
 
 BARE = QuestionSet("harbour", (Topic("sea", CHUNKS[:2]), Topic("land", CHUNKS[2:3])))
@@ -83,5 +83,36 @@ def test_passages_beyond_the_context_window_are_left_out(says, new_model):
 
 def test_the_models_own_words_are_read(tiny):
     """Whatever a random model says, it is no question."""
+    with pytest.raises(DataError, match="question mark"):
+        with_questions(tiny, BARE, 0, requests=1)
+
+
+def asked(*questions: Question) -> QuestionSet:
+    return QuestionSet("harbour", (Topic("sea", tuple(CHUNKS[:2]), questions),))
+
+
+def test_questions_without_answers_are_answered_from_their_own_passages(says, tiny):
+    prompts = says({"Who lit": " the keeper ", "Which boat": "none"})
+    given = Question("When?", ("at dusk",), (0,))
+    found = with_answers(tiny, asked(Question("Who lit it?", (), (0,)), given, Question("Which boat?", (), (0, 1))))
+    assert [q.answers for q in found.topics[0].questions] == [("the keeper",), ("at dusk",), ("none",)]
+    assert sorted(prompts) == sorted(
+        tiny.render([{"role": "user", "content": content}])
+        for content in (f"{CHUNKS[0]}\n\nWho lit it?", f"{CHUNKS[0]}\n\n{CHUNKS[1]}\n\nWhich boat?")
+    )
+
+
+def test_questions_that_cannot_be_answered_stay_as_they_are(says, new_model):
+    model = new_model(max_position_embeddings=256)
+    says({"Silence": "", "": "an answer"})
+    topic = Topic("", (CHUNKS[0], "bell " * 300))
+    questions = (Question("Silence?", (), (0,)), Question("Long?", (), (1,)), Question("Nowhere?", (), ()))
+    found = with_answers(model, QuestionSet("few", (Topic("", topic.passages, questions),)))
+    assert found.topics[0].questions == questions
+
+
+def test_a_request_that_is_repeated_is_no_question(says, tiny, monkeypatch):
+    monkeypatch.setattr(writing, "_REQUESTS", ("Write a question such as: What is lit here?",))
+    says({"": "What is lit here?"})
     with pytest.raises(DataError, match="question mark"):
         with_questions(tiny, BARE, 0, requests=1)
