@@ -115,7 +115,8 @@ def _explained(error: BaseException) -> str:
     if isinstance(error, KVRagError):
         return str(error)
     if isinstance(error, ImportError):
-        return f"{error}; run: pip install 'kvrag[demo]', which brings what the command line needs"
+        extra = "train" if getattr(error, "name", "") in ("accelerate", "matplotlib", "peft", "datasets") else "demo"
+        return f"{error}; run: pip install 'kvrag[{extra}]', which brings what this command needs"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"unexpected {type(error).__name__}: {error}; `kvrag --debug ...` shows where it comes from"

@@ -191,8 +191,11 @@ def _merge(reader_folder: Path, model: str, merged: Path) -> None:
     if not base.is_dir():
         warn(f"{model} is no folder, so the reader was not merged; peft loads it beside the model")
         return
-    shutil.rmtree(merged, ignore_errors=True)
-    merge_reader(base, reader_folder, merged)
+    fresh = merged.with_name(f".{merged.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    merge_reader(base, reader_folder, fresh)
+    shutil.rmtree(merged, ignore_errors=True)  # not before another one stands
+    fresh.rename(merged)
 
 
 def _settings(*, passages: str, **values: Any) -> "TrainingSettings":

@@ -1,11 +1,13 @@
 """A training run of the command line: from options to files and a line about them."""
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvrag.cli.terminal import note, results, write_json
-from kvrag.errors import DataError
+from kvrag.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from kvrag.model import LanguageModel
@@ -41,10 +43,13 @@ def start_training(
     from kvrag.training import run_training
     from kvrag.training.memory import fitting_rows
 
-    sets = [_load(spec, settings.seed) for spec in data]
+    if init is not None and not init.exists():
+        raise SettingsError(f"expected the result of an earlier run at {init}, found nothing there; correct --init")
+    sets = _told_apart([_load(spec, settings.seed) for spec in data])
     prompts = [find_template(name) for name in templates] if templates else training_templates()
     accelerator = Accelerator(cpu=device == "cpu")
-    opened = open_model(model, str(accelerator.device) if device == "auto" else device, dtype)
+    own = device == "auto" or (device == "cuda" and accelerator.num_processes > 1)
+    opened = open_model(model, str(accelerator.device) if own else device, dtype)
     if any(not len(questions) for questions, _ in sets):
         writing = open_model(author, str(opened.device), dtype) if author else opened
         sets = [(_asked(questions, writing, opened, settings), share) for questions, share in sets]
@@ -91,6 +96,17 @@ def _load(spec: str, seed: int) -> "tuple[QuestionSet, float]":
     if name in TRAINING_DOMAINS and not Path(name).exists():
         return generate_questions(name, _GENERATED, seed), share
     return load_questions(name), share
+
+
+def _told_apart(sets: "list[tuple[QuestionSet, float]]") -> "list[tuple[QuestionSet, float]]":
+    """The sets, those of the same name numbered: runs name their data."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for questions, share in sets:
+        seen[questions.name] += 1
+        number = seen[questions.name]
+        apart.append((questions if number == 1 else replace(questions, name=f"{questions.name}-{number}"), share))
+    return apart
 
 
 def _asked(

@@ -144,6 +144,22 @@ def test_sets_are_mixed_by_their_shares(train, monkeypatch):
     assert {name: questions["share"] for name, questions in told.items()} == {"harbour": 2.5, "records": 0.5}
 
 
+def test_sets_of_the_same_name_are_told_apart(train, data, tmp_path):
+    other = tmp_path / "other" / "harbour.json"
+    other.parent.mkdir()
+    other.write_bytes(Path("harbour.json").read_bytes())
+    result = train("adapter", *ADAPTER, files=("harbour.json=2", f"{other}=0.5"))
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(Path("out/run.json").read_text())["data"]
+    assert {name: questions["share"] for name, questions in told.items()} == {"harbour": 2, "harbour-2": 0.5}
+
+
+def test_a_missing_beginning_is_noticed_before_the_model_is_loaded(train):
+    result = train("adapter", *ADAPTER, "--init", "nowhere.safetensors")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected the result of an earlier run at nowhere.safetensors" in result.stderr
+
+
 def assert_fails_after_loading(result, code: int, part: str) -> None:
     *notes, error = result.stderr.splitlines()
     assert (result.exit_code, result.stdout) == (code, "")
