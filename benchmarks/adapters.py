@@ -1,6 +1,6 @@
 """The ablation of adapters: train each form alike, then ask the same questions.
 
-    python benchmarks/adapters.py --train squad_train.json.gz --data squad_dev.json.gz --variant soft --out results.json
+    python benchmarks/adapters.py --train squad_train.json.gz=3 --data squad_dev.json.gz --variant soft --out results.json
 
 Several variants may be trained side by side on GPUs of their own (`CUDA_VISIBLE_DEVICES`), with the same `--out`.
 """
@@ -11,7 +11,6 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from kvrag.adapter import Adapter
@@ -33,17 +32,21 @@ SHAPES = {
     "soft+link+writer": AdapterShape(link=4),
     "soft16+writer": AdapterShape(header=16, trailer=16),
     "soft4+writer": AdapterShape(header=4, trailer=4),
+    "soft+writer, no sink": AdapterShape(sink=0),
+    "soft+writer, answers only": AdapterShape(),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", nargs="*", default=[], help="files of questions; three times as much as the rest")
+    parser.add_argument("--train", nargs="*", default=[], help="files of questions, FILE=SHARE")
     parser.add_argument("--data", nargs="+", required=True, help="files of questions, or needle or biography")
+    parser.add_argument("--domains", type=float, default=0.5, help="share of each generated domain")
+    parser.add_argument("--label", default="", help="what to add to the variant's name, such as other data")
     parser.add_argument("--variant", choices=SHAPES, required=True)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--contexts", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--contexts", type=int, default=4)
     parser.add_argument("--passages", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--limit", type=int, default=400)
     parser.add_argument("--work", type=Path, default=Path("out/adapters"))
@@ -51,19 +54,28 @@ def main() -> None:
     args = parser.parse_args()
 
     model = open_model(args.model)
-    domains = [(generate_questions(name, 1500, 0), 0.5) for name in TRAINING_DOMAINS]
-    sets = [(load_questions(file), 6.0) for file in args.train] + domains
-    settings = TrainingSettings(steps=args.steps, contexts=args.contexts, answers="given", micro_tokens=40_000)
+    named = (spec.rpartition("=") for spec in args.train)
+    sets = [(load_questions(file), float(share)) for file, _, share in named]
+    sets += [(generate_questions(name, 1500, 0), args.domains) for name in TRAINING_DOMAINS]
+    settings = TrainingSettings(
+        steps=args.steps,
+        contexts=args.contexts,
+        questions=10,
+        answers="given",
+        micro_tokens=60_000,
+        evaluate_every=-(-args.steps // 5),
+    )
     shape = SHAPES[args.variant]
-    name = args.variant if args.train else f"{args.variant}, generated domains only"
+    name = f"{args.variant}{args.label}"
+    question_tokens = 0 if "answers only" in args.variant else 24
     result = run_training(
-        AdapterTask(model, shape, settings.seed),
+        AdapterTask(model, shape, settings.seed, question_tokens),
         sets,
         training_templates(),
         settings,
         args.work / name.replace(" ", "-"),
         accelerator=Accelerator(),
-        describe={"shape": shape.model_dump()},
+        describe={"shape": shape.model_dump(), "question_tokens": question_tokens},
     )
     assert result is not None
     adapter = Adapter.load(result.path)
@@ -85,8 +97,7 @@ def main() -> None:
         "rows": rows,
     }
     report = json.loads(args.out.read_text()) if args.out.exists() else {"variants": []}
-    device = torch.cuda.get_device_name() if model.device.type == "cuda" else str(model.device)
-    report |= {"model": model.name, "device": device, "dtype": str(model.dtype)[6:], "date": date.today().isoformat()}
+    report |= {"model": model.name, "device": model.device_name, "dtype": str(model.dtype)[6:], "date": date.today().isoformat()}
     report["variants"] = [v for v in report["variants"] if v["variant"] != name] + [entry]
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -117,6 +117,11 @@ class LanguageModel:
         """Channels of an input embedding."""
         return int(self._model.get_input_embeddings().weight.shape[1])
 
+    @property
+    def device_name(self) -> str:
+        """What a result says it was measured on, such as "NVIDIA H200" or "cpu"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+
     def modules(self) -> list[torch.nn.Module]:
         """All modules of the model, itself included."""
         return _all_modules(self._model)

@@ -123,6 +123,9 @@ def reader(
     out: OutOption,
     model: ModelOption = "demo-base",
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 16,
+    isolated: Annotated[
+        float, typer.Option("--isolated", min=0, max=1, help="Share of the loss with chunks that see no other chunk.")
+    ] = 0.5,
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
     questions: QuestionsOption = 12,
@@ -162,8 +165,8 @@ def reader(
         from kvrag.training import ReaderTask
 
         result = start_training(
-            lambda opened: ReaderTask(opened, rank, seed),
-            {"rank": rank},
+            lambda opened: ReaderTask(opened, rank, seed, isolated),
+            {"rank": rank, "isolated": isolated},
             data=data,
             templates=template,
             init=init,

@@ -35,7 +35,7 @@ class Setup:
         """The engine's, today."""
         model, adapter = engine.model, engine.adapter
         digest = "untrained" if adapter is None else adapter.digest[:16]
-        return cls(model.name, str(model.device), str(model.dtype).removeprefix("torch."), digest, str(date.today()))
+        return cls(model.name, model.device_name, str(model.dtype).removeprefix("torch."), digest, str(date.today()))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,10 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch.nn.functional import cross_entropy
 
+from kvrag.adapter import Adapter
 from kvrag.batched import compute_rows
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
-from kvrag.packing import NO_ANSWER
+from kvrag.packet import Recipe
+from kvrag.packing import NO_ANSWER, PackedRows
+from kvrag.strategies import NoRecompute
 from kvrag.training.checkpoint import write_whole
 from kvrag.training.examples import Batch
 from kvrag.training.task import Task, low_rank
@@ -25,26 +29,50 @@ _PEFT = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
 
 
+@dataclass(frozen=True)
+class _Isolated(NoRecompute):
+    """Chunks that see the beginning of a prompt and themselves."""
+
+    sink: tuple[int, ...] = ()
+
+    def recipe(self, adapter: Adapter | None) -> Recipe:
+        return Recipe(ids_before=self.sink, dropped=len(self.sink))
+
+
 class ReaderTask(Task):
-    """Trains a reader: the likelihood of given answers under full attention.
+    """Trains a reader: the likelihood of given answers, under full attention and with chunks that do not see each other.
+
+    A model that always read everything puts into a chunk what the chunks before it said, and no adapter can know that of
+    a chunk encoded alone. One that was also trained without (as Block-Attention, https://arxiv.org/abs/2409.15355,
+    does) answers from either.
 
     Args:
         model: to train for.
         rank: of the LoRA over every linear layer.
         seed: of the LoRA.
+        isolated: share of the loss that is taken with isolated chunks.
     """
 
-    def __init__(self, model: LanguageModel, rank: int = 16, seed: int = 0) -> None:
+    def __init__(self, model: LanguageModel, rank: int = 16, seed: int = 0, isolated: float = 0.0) -> None:
         super().__init__(model)
         self.rank = rank
         self.reader, self.parameters = low_rank(model, rank, float(_SCALE), seed)
+        self._isolated = isolated
+        if isolated:
+            self.strategy = _Isolated(model.prompt_beginning(1))
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
         """Cross-entropy, summed over the answer tokens."""
         with self.reader.to(self.model.device, self.model.dtype).active(self.model.linear_modules()):
-            logits, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
-            yield cross_entropy(logits.float(), batch.teacher.answer_ids, ignore_index=NO_ANSWER, reduction="sum")
+            loss = (1 - self._isolated) * self._likelihood(batch.teacher)
+            if batch.student is not None:
+                loss = loss + self._isolated * self._likelihood(batch.student)
+            yield loss
+
+    def _likelihood(self, rows: PackedRows) -> torch.Tensor:
+        logits, _ = compute_rows(self.model, rows, None, rows.answer_rows)
+        return cross_entropy(logits.float(), rows.answer_ids, ignore_index=NO_ANSWER, reduction="sum")
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16.

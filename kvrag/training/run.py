@@ -109,7 +109,7 @@ def run_training(
     best = min(trained.held_out, key=lambda pair: pair[1])
     told = about | {
         "date": date.today().isoformat(),
-        "device": _device_name(task),
+        "device": task.model.device_name,
         "processes": accelerator.num_processes,
         "steps_done": trained.steps,
         "best_step": best[0],
@@ -130,10 +130,3 @@ def data_digest(questions: QuestionSet) -> str:
         parts += [topic.title, *topic.passages]
         parts += [f"{q.text}\0{q.answers}\0{q.passages}" for q in topic.questions]
     return digest_fields(*parts)
-
-
-def _device_name(task: Task) -> str:
-    import torch
-
-    device = task.model.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -8,10 +8,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from kvrag.errors import TrainingError
 from kvrag.merging import merge_reader
 from kvrag.training import ReaderTask
+from kvrag.training.data import Steps
+from kvrag.training.examples import Batch
+from kvrag.training.mixture import Mixture
 from kvrag.writer import Writer
 from tests.conftest import TINY, build_model
 
-from .toy_runs import PLAIN, equal, toy_run, values
+from .toy_runs import PLAIN, equal, toy_questions, toy_run, toy_settings, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks the old way
 IDS = list(range(10, 60))
@@ -33,6 +36,22 @@ def test_the_held_out_loss_falls(new_model, tmp_path):
     (untrained,) = losses("untrained", steps=1, learning_rate=1e-12)
     *_, after = losses("trained", steps=25, evaluate_every=25, learning_rate=0.03)
     assert after < untrained - 2  # nats
+
+
+def test_isolated_chunks_take_their_share_of_the_loss(new_model):
+    def loss(isolated: float) -> tuple[ReaderTask, Batch, float]:
+        task = ReaderTask(new_model(), 4, isolated=isolated)
+        settings = toy_settings(answers="given", min_passages=3)
+        (batch,) = Steps(task, Mixture([(toy_questions(), 1.0)], settings, "training"), [PLAIN], settings).sample(1)
+        with torch.no_grad(), task.loss(batch) as value:
+            return task, batch, value.item()
+
+    (_, together, full), (task, _, half), (_, _, alone) = loss(0.0), loss(0.5), loss(1.0)
+    assert together.student is None
+    assert half == pytest.approx((full + alone) / 2, rel=1e-5)
+    assert alone != pytest.approx(full, rel=1e-4)
+    recipe = task.strategy.recipe(None)
+    assert (recipe.dropped, recipe.ids_before) == (1, task.model.prompt_beginning(1))
 
 
 def test_every_form_of_a_reader_says_the_same(trained, tiny, hf_tokenizer, tmp_path):
