@@ -1,6 +1,6 @@
 """The ablation of adapters: train each form alike, then ask the same questions.
 
-    python benchmarks/adapters.py --train squad_train.json.gz=3 --data squad_dev.json.gz --variant soft --out results.json
+    python benchmarks/adapters.py --train squad_train.json.gz=3 --data squad_dev.json.gz --variant soft --out out.json
 
 Several variants may be trained side by side on GPUs of their own (`CUDA_VISIBLE_DEVICES`), with the same `--out`.
 """
@@ -97,7 +97,12 @@ def main() -> None:
         "rows": rows,
     }
     report = json.loads(args.out.read_text()) if args.out.exists() else {"variants": []}
-    report |= {"model": model.name, "device": model.device_name, "dtype": str(model.dtype)[6:], "date": date.today().isoformat()}
+    report |= {
+        "model": model.name,
+        "device": model.device_name,
+        "dtype": str(model.dtype)[6:],
+        "date": date.today().isoformat(),
+    }
     report["variants"] = [v for v in report["variants"] if v["variant"] != name] + [entry]
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """Have a model write questions and answers about the passages of a file, in SQuAD's schema.
 
-    python benchmarks/written_questions.py multihop.jsonl.gz --limit 1500 --out multihop-written.json
+python benchmarks/written_questions.py multihop.jsonl.gz --limit 1500 --out multihop-written.json
 """
 
 import argparse
@@ -34,9 +34,7 @@ def main() -> None:
     written = with_answers(open_model(args.reader), with_questions(open_model(args.model), bare, 0, requests=3))
     articles = []
     for topic in written.topics:
-        asked = [
-            [q for q in topic.questions if q.passages == (p,) and q.answers] for p in range(len(topic.passages))
-        ]
+        asked = [[q for q in topic.questions if q.passages == (p,) and q.answers] for p in range(len(topic.passages))]
         paragraphs = [
             {"context": text, "qas": [{"question": q.text, "answers": [{"text": q.answers[0]}]} for q in about]}
             for text, about in zip(topic.passages, asked, strict=True)

@@ -15,10 +15,11 @@ class KVPacket(Strategy):
     """Attach chunks that a trained adapter has made ready for any context, without recomputing anything of them.
 
     A chunk is encoded alone, between the adapter's header and trailer and with its writer on, and behind a sink that
-    its packet leaves out, if the adapter was trained with one (LegoLink-0 of EPIC, https://arxiv.org/abs/2410.15332,
-    drops one likewise); behind its packet come the link tokens, computed at question time, which see everything before them. Soft tokens take places in the prompt
-    like ordinary ones. Without an adapter all of them are empty, and this is NoRecompute. Sources: KV Packet
-    (https://arxiv.org/abs/2604.13226), KVLink (https://arxiv.org/abs/2502.16002).
+    its packet leaves out, if the adapter was trained with one (as EPIC's LegoLink-0 does,
+    https://arxiv.org/abs/2410.15332). Behind its packet come the link tokens, computed at question time, which see
+    everything before them. Soft tokens take places in the prompt like ordinary ones. Without an adapter all of them are
+    empty, and this is NoRecompute. Sources: KV Packet (https://arxiv.org/abs/2604.13226), KVLink
+    (https://arxiv.org/abs/2502.16002).
     """
 
     name: ClassVar[str] = "kv-packet"
@@ -29,9 +30,7 @@ class KVPacket(Strategy):
             return Recipe()
         before, after = len(adapter.soft("header")), len(adapter.soft("trailer"))
         sink = adapter.header.sink
-        return Recipe(
-            ids_before=sink, soft_before=before, soft_after=after, writer=adapter.rank > 0, dropped=len(sink)
-        )
+        return Recipe(ids_before=sink, soft_before=before, soft_after=after, writer=adapter.rank > 0, dropped=len(sink))
 
     def arrange(self, segments: Sequence[Segment], adapter: Adapter | None) -> list[Segment]:
         """The adapter's link tokens behind every packet."""

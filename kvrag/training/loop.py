@@ -252,4 +252,3 @@ class _Run:
             p.data.copy_(kept.values[name])
             moments = {m: t.to(p.device) for m, t in kept.moments[name].items()}
             self.optimizer.state[p] = {"step": torch.tensor(float(kept.step), device=p.device), **moments}
-

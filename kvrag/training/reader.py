@@ -40,11 +40,11 @@ class _Isolated(NoRecompute):
 
 
 class ReaderTask(Task):
-    """Trains a reader: the likelihood of given answers, under full attention and with chunks that do not see each other.
+    """Trains a reader: the likelihood of given answers, with full attention and with chunks that see no other chunk.
 
-    A model that always read everything puts into a chunk what the chunks before it said, and no adapter can know that of
-    a chunk encoded alone. One that was also trained without (as Block-Attention, https://arxiv.org/abs/2409.15355,
-    does) answers from either.
+    A model that always read everything puts into a chunk what the chunks before it said, and no adapter can know that
+    of a chunk encoded alone. One that was also trained without, as Block-Attention does
+    (https://arxiv.org/abs/2409.15355), answers from either.
 
     Args:
         model: to train for.
