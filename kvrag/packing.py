@@ -148,6 +148,9 @@ class RowSizes:
         return all(getattr(other, field.name) <= getattr(room, field.name) for field in fields(self))
 
 
+_ANY = RowSizes(0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
 def pack_prompts(
     prompts: Sequence[PromptTree], strategy: Strategy, adapter: Adapter | None, sizes: RowSizes | None = None
 ) -> PackedRows:
@@ -306,7 +309,8 @@ def _packed(
     sizes: RowSizes | None,
 ) -> PackedRows:
     before = len(spans.ids)
-    least = (0,) * 5 if sizes is None else (sizes.spans, sizes.longest, sizes.prompts, sizes.reads, sizes.keys)
+    size = sizes or _ANY
+    least = (size.spans, size.longest, size.prompts, size.reads, size.keys)
     soft = [*spans.soft, *((row + before, number) for row, number in reads.soft)]
     most = max(len(of_prompt) for of_prompt in last)
     final = torch.tensor([of_prompt + of_prompt[-1:] * (most - len(of_prompt)) for of_prompt in last])

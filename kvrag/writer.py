@@ -152,7 +152,7 @@ def _cast(
     tensors: Sequence[torch.Tensor], kinds: Sequence[tuple[torch.device, torch.dtype]]
 ) -> tuple[torch.Tensor, ...]:
     cast = [torch.empty_like(t, device=device, dtype=dtype) for t, (device, dtype) in zip(tensors, kinds, strict=True)]
-    torch._foreach_copy_(cast, list(tensors))
+    torch._foreach_copy_(cast, list(tensors))  # pyright: ignore[reportPrivateImportUsage]
     return tuple(cast)
 
 

@@ -63,7 +63,9 @@ class PackedPass:
         """Causal attention within every span, rows `[n, heads, D]`; without padding where a kernel can."""
         if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
             starts, longest = self._starts, self._longest
-            return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0), **_GQA)
+            options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), **_GQA}
+            attended: Any = varlen_attn(q, k, v, starts, starts, longest, longest, **options)
+            return attended
         own, keys, values = (self._spans.pad(x) for x in (q, k, v))
         grouped = own.shape[1] != keys.shape[1]
         out = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scaling, enable_gqa=grouped)

@@ -6,6 +6,7 @@ batches are filled up to one of a few common sizes, and each size's loss and gra
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ class Graphs:
 class _Graph:
     """One size's loss and gradients."""
 
-    def __init__(self, task: Task, batch: Batch, pool: tuple[int, int]) -> None:
+    def __init__(self, task: Task, batch: Batch, pool: Any) -> None:
         self._batch = batch.to(task.model.device)
         gradients = [p.grad for p in task.parameters.values() if p.grad is not None]
         before = [gradient.clone() for gradient in gradients]
