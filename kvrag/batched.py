@@ -8,7 +8,7 @@ import torch
 from kvrag.adapter import Adapter
 from kvrag.attach import PackedPass, StepPass
 from kvrag.model import LanguageModel
-from kvrag.packing import SOFT_PARTS, PackedRows
+from kvrag.packed_rows import SOFT_PARTS, PackedRows
 from kvrag.writer import Writer
 
 __all__ = ["Generated", "compute_rows", "generate_greedily", "soft_table", "writing"]

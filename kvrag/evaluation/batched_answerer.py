@@ -8,7 +8,8 @@ from kvrag.evaluation.answering import Answered
 from kvrag.evaluation.cases import Case
 from kvrag.generate import TextStream
 from kvrag.model import LanguageModel
-from kvrag.packing import Branch, PromptTree, pack_prompts
+from kvrag.packed_rows import Branch, PromptTree
+from kvrag.packing import pack_prompts
 from kvrag.prompt import TextSegment, segment_prompt
 from kvrag.qa.templates import FilledPrompt
 from kvrag.strategies import Strategy

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kvrag.errors import KVRagError, TrainingError
-from kvrag.packing import PromptTree
+from kvrag.packed_rows import PromptTree
 from kvrag.qa import Context
 from kvrag.qa.prompt_template import PromptTemplate
 from kvrag.training.examples import Batch, BatchSizes, Grower, micro_batches

@@ -19,7 +19,7 @@ from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.batched import compute_rows, writing
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
-from kvrag.packing import NO_ANSWER, SOFT_PARTS, Branch, PackedRows, PromptTree
+from kvrag.packed_rows import NO_ANSWER, SOFT_PARTS, Branch, PackedRows, PromptTree
 from kvrag.strategies import KVPacket
 from kvrag.training.examples import Batch, BatchSizes
 from kvrag.training.task import Task, low_rank

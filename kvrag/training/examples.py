@@ -10,8 +10,9 @@ from kvrag.adapter import Adapter
 from kvrag.errors import PromptTooLongError
 from kvrag.matching import HEAD_CHARS, Match
 from kvrag.model import LanguageModel
+from kvrag.packed_rows import NO_ANSWER, Branch, PackedRows, PromptTree, RowSizes
 from kvrag.packet import PacketKey
-from kvrag.packing import NO_ANSWER, Branch, PackedRows, PromptTree, RowSizes, pack_prompts
+from kvrag.packing import pack_prompts
 from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
 from kvrag.qa import Context
 from kvrag.qa.prompt_template import FilledPrompt, PromptTemplate

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kvrag.packing import PackedRows, RowSizes
+from kvrag.packed_rows import PackedRows, RowSizes
 from kvrag.training.examples import Batch, BatchSizes
 from kvrag.training.task import Task
 

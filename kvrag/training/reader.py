@@ -15,8 +15,8 @@ from kvrag.adapter import Adapter
 from kvrag.batched import compute_rows
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
+from kvrag.packed_rows import NO_ANSWER, PackedRows
 from kvrag.packet import Recipe
-from kvrag.packing import NO_ANSWER, PackedRows
 from kvrag.strategies import NoRecompute
 from kvrag.training.checkpoint import write_whole
 from kvrag.training.examples import Batch

@@ -10,7 +10,7 @@ import torch
 from kvrag.adapter import Adapter
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
-from kvrag.packing import PromptTree
+from kvrag.packed_rows import PromptTree
 from kvrag.strategies import Strategy
 from kvrag.training.examples import Batch, BatchSizes
 from kvrag.writer import Writer

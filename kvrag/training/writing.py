@@ -7,7 +7,8 @@ from dataclasses import replace
 from kvrag.batched import generate_greedily
 from kvrag.errors import DataError
 from kvrag.model import LanguageModel
-from kvrag.packing import Branch, PromptTree, pack_prompts
+from kvrag.packed_rows import Branch, PromptTree
+from kvrag.packing import pack_prompts
 from kvrag.prompt import TextSegment, segment_prompt
 from kvrag.qa import Question, QuestionSet, Topic
 from kvrag.strategies import FullRecompute

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from kvrag.packing import PromptTree
+from kvrag.packed_rows import PromptTree
 from kvrag.prompt import PacketSegment, TextSegment
 from kvrag.qa import Context, Question, QuestionSet, Topic
 from kvrag.qa.prompt_template import PromptTemplate

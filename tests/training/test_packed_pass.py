@@ -10,7 +10,8 @@ from kvrag import PacketEngine
 from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.attach import ComputedStates
 from kvrag.batched import compute_rows, generate_greedily, soft_table, writing
-from kvrag.packing import Branch, PromptTree, pack_prompts
+from kvrag.packed_rows import Branch, PromptTree
+from kvrag.packing import pack_prompts
 from kvrag.plan import plan_lane
 from kvrag.prompt import TextSegment
 from kvrag.qa import Context, Question
