@@ -11,7 +11,7 @@ from tests.conftest import CHUNKS
 
 from .toy_runs import CHAT, EVERYTHING, PLAIN, toy_run
 
-WRITER = AdapterShape(header=0, trailer=0, writer_rank=4)
+WRITER = AdapterShape(header=0, trailer=0, writer_rank=4, sink=0)
 
 
 @pytest.fixture
