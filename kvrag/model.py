@@ -220,7 +220,7 @@ class LanguageModel:
             ) from error
 
     def prompt_beginning(self, count: int) -> tuple[int, ...]:
-        """The first token ids of every prompt: those of a conversation, or of any text when there is no template."""
+        """The first token ids of a conversation; only few of them, such as BOS, begin every other prompt too."""
         return tuple(self.tokenizer.encode(self.render([{"role": "user", "content": "?"}]))[:count])
 
     @torch.inference_mode()

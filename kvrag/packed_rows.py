@@ -131,11 +131,17 @@ class RowSizes:
         most["span_rows"] += 1  # fillers of soft tokens need one
         most["longest"] = max(1, most["longest"])
         most["spans"] += most["prompts"] + -(-most["span_rows"] // most["longest"])
+        most["reads"] = max(most["reads"], -(-most["read_rows"] // most["prompts"]))
         rows = most["span_rows"] + most["read_rows"]
         most["keys"] = max(most["keys"] + most["reads"], -(-rows // most["prompts"]))
         return cls(**most)
 
     def hold(self, other: "RowSizes") -> bool:
         """Whether rows of the other sizes can be filled up to these."""
-        room = replace(self, span_rows=self.span_rows - 1)
+        room = replace(
+            self,
+            span_rows=self.span_rows - 1,
+            spans=self.spans - self.prompts - -(-self.span_rows // self.longest),
+            keys=self.keys - self.reads,
+        )
         return all(getattr(other, field.name) <= getattr(room, field.name) for field in fields(self))

@@ -27,6 +27,7 @@ def start_training(
     templates: list[str] | None,
     init: Path | None,
     author: str,
+    own_answers: bool,
     settings: "TrainingSettings",
     micro_tokens: int,
     model: str,
@@ -34,7 +35,10 @@ def start_training(
     device: str,
     dtype: str,
 ) -> "RunResult | None":
-    """Load data and model, train, and return what the main process wrote."""
+    """Load data and model, train, and return what the main process wrote.
+
+    With `own_answers` the model answers what an author asked about bare texts; otherwise the author does.
+    """
     from accelerate import Accelerator
 
     from kvrag.cli.prompts import find_template, training_templates
@@ -51,11 +55,10 @@ def start_training(
     own = device == "auto" or (device == "cuda" and accelerator.num_processes > 1)
     opened = open_model(model, str(accelerator.device) if own else device, dtype)
     if any(not len(questions) for questions, _ in sets):
-        writing = open_model(author, str(opened.device), dtype) if author else opened
-        sets = [(_asked(questions, writing, opened, settings), share) for questions, share in sets]
-    rows = micro_tokens or fitting_rows(opened, checkpointing=settings.gradient_checkpointing)
-    settings = settings.model_copy(update={"micro_tokens": rows})
+        sets = _with_questions(sets, opened, author, dtype, settings, own_answers=own_answers)
     task = make_task(opened)
+    rows = micro_tokens or fitting_rows(opened, checkpointing=settings.gradient_checkpointing) // task.passes
+    settings = settings.model_copy(update={"micro_tokens": rows})
     if init is not None:
         task.begin_from(init)
     if accelerator.is_main_process:
@@ -109,14 +112,36 @@ def _told_apart(sets: "list[tuple[QuestionSet, float]]") -> "list[tuple[Question
     return apart
 
 
-def _asked(
-    questions: "QuestionSet", author: "LanguageModel", reader: "LanguageModel", settings: "TrainingSettings"
-) -> "QuestionSet":
-    """The set, with questions that the author writes where nobody asked any, and the reader's answers if wanted."""
-    if len(questions):
-        return questions
+def _with_questions(
+    sets: "list[tuple[QuestionSet, float]]",
+    model: "LanguageModel",
+    author: str,
+    dtype: str,
+    settings: "TrainingSettings",
+    *,
+    own_answers: bool,
+) -> "list[tuple[QuestionSet, float]]":
+    """The sets, with questions that the author writes where nobody asked any, and answers to them if wanted.
+
+    Raises:
+        DataError: a model would learn from nothing but its own answers.
+    """
+    from kvrag.sources import open_model
     from kvrag.training.writing import with_answers, with_questions
 
-    note(f"{author.name} writes questions about {questions.name}")
-    asked = with_questions(author, questions, settings.seed)
-    return with_answers(reader, asked) if settings.answers == "given" else asked
+    if not own_answers and not author:
+        bare = next(questions.name for questions, _ in sets if not len(questions))
+        raise DataError(
+            f"expected questions with answers to train a reader on, found none in {bare}; name an --author that writes "
+            "them, or give --data with answers"
+        )
+    writing = open_model(author, str(model.device), dtype) if author else model
+    made = []
+    for questions, share in sets:
+        if not len(questions):
+            note(f"{writing.name} writes questions about {questions.name}")
+            questions = with_questions(writing, questions, settings.seed)
+            if settings.answers == "given":
+                questions = with_answers(model if own_answers else writing, questions)
+        made.append((questions, share))
+    return made

@@ -135,6 +135,11 @@ class AdapterTask(Task):
         """
         adapter = Adapter.load(path)
         adapter.check_model(self.model.identity, self.model.hidden_size, self.model.linear_modules)
+        if adapter.header.sink != self._sink:
+            raise TrainingError(
+                f"expected an adapter with a sink of {len(self._sink)} tokens in {path}, found one of "
+                f"{len(adapter.header.sink)}; give the --sink that it was trained with"
+            )
         return adapter.tensors
 
     def _header(self, trained_on: str) -> AdapterHeader:

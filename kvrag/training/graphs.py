@@ -50,32 +50,33 @@ class Graphs:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._graphs: dict[BatchSizes, _Graph] = {}
+        self._stream = torch.cuda.Stream(task.model.device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def backward(self, batch: Batch) -> torch.Tensor:
         """The batch's loss, after its gradients were added to the parameters'."""
         assert batch.sizes is not None
-        graph = self._graphs.get(batch.sizes)
-        if graph is None:
-            graph = self._graphs[batch.sizes] = _Graph(self._task, batch, self._pool)
-        return graph.replay(batch)
+        with torch.cuda.device(self._task.model.device):
+            graph = self._graphs.get(batch.sizes)
+            if graph is None:
+                graph = self._graphs[batch.sizes] = _Graph(self._task, batch, self._stream, self._pool)
+            return graph.replay(batch)
 
 
 class _Graph:
     """One size's loss and gradients."""
 
-    def __init__(self, task: Task, batch: Batch, pool: Any) -> None:
+    def __init__(self, task: Task, batch: Batch, stream: torch.cuda.Stream, pool: Any) -> None:
         self._batch = batch.to(task.model.device)
         gradients = [p.grad for p in task.parameters.values() if p.grad is not None]
         before = [gradient.clone() for gradient in gradients]
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 self._backward(task)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._loss = self._backward(task)
         for gradient, value in zip(gradients, before, strict=True):
             gradient.copy_(value)

@@ -82,10 +82,11 @@ def train(
     aside = held_out_batches(Steps(task, held_out, templates, settings), settings, process, processes)
     state = TrainingState(task, settings, folder, run, accelerator)
     state.check(aside)
-    if settings.cuda_graphs and task.model.device.type == "cuda" and not settings.gradient_checkpointing:
-        steps.sizes = common_sizes(steps.sample(_SAMPLE))
     log = RunLog(folder / "log.jsonl", state.step) if accelerator.is_main_process else None
     last = min(settings.steps, until or settings.steps)
+    on_gpu = task.model.device.type == "cuda" and not settings.gradient_checkpointing
+    if settings.cuda_graphs and on_gpu and settings.answers == "given" and state.step < last:
+        steps.sizes = common_sizes(steps.sample(_SAMPLE))
     for batches in () if state.step >= last or state.is_stale else steps.loaded(state.step):
         now = time.perf_counter()
         loss, norm, tokens = state.advance(batches)

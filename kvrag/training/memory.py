@@ -26,7 +26,9 @@ def fitting_rows(model: LanguageModel, *, checkpointing: bool = False) -> int:
     size = torch.empty((), dtype=model.dtype).element_size()
     row = _BYTES * size * config.num_hidden_layers * config.hidden_size
     row = row / config.num_hidden_layers * 3 if checkpointing else row
-    row += 2 * 4 * config.vocab_size / 8  # teacher's and student's logits of an answer token in about eight rows
+    row += (
+        2 * 4 * config.vocab_size / 2
+    )  # teacher's and student's logits of the predicted tokens, half of the rows at most
     if model.device.type == "cuda":
         memory, most = torch.cuda.mem_get_info(model.device)[1], _MOST
     else:

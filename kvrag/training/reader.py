@@ -60,6 +60,7 @@ class ReaderTask(Task):
         self._isolated = isolated
         if isolated:
             self.strategy = _Isolated(model.prompt_beginning(1))
+            self.passes = 2
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:

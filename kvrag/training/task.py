@@ -27,9 +27,11 @@ class Task(ABC):
         placeholder: an adapter of the right size, to lay prompts out by.
         parameters: what is trained, in float32, by name.
         soft: names of those with the learning rate of soft tokens.
+        passes: through which a batch's gradients flow.
     """
 
     strategy: Strategy | None = None
+    passes: int = 1
     placeholder: Adapter | None = None
 
     def __init__(self, model: LanguageModel) -> None:

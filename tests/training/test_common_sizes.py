@@ -1,9 +1,16 @@
 """Batches that are filled up to common sizes teach the same."""
 
+import random
+
 import pytest
 import torch
 
+from kvrag.packed_rows import Branch, PromptTree, RowSizes
+from kvrag.packet import PacketKey
+from kvrag.packing import pack_prompts
+from kvrag.prompt import PacketSegment
 from kvrag.qa.templates import TEMPLATES
+from kvrag.strategies import NoRecompute
 from kvrag.training import AdapterTask, ReaderTask
 from kvrag.training.data import Steps
 from kvrag.training.examples import BatchSizes
@@ -84,3 +91,37 @@ def test_a_batch_larger_than_all_sizes_stays_as_it_is(tiny):
 
 def test_no_sample_gives_no_sizes():
     assert common_sizes([]) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_sizes_hold_can_be_filled_up_to_exactly_these(seed):
+    """Also what was in no sample."""
+    rng = random.Random(seed)
+
+    def prompts(most: int) -> list[PromptTree]:
+        chunks = [
+            [
+                PacketSegment(PacketKey("k"), (7,) * rng.randint(1, rng.choice((3, 30))), 0, 0)
+                for _ in range(rng.randint(1, 6))
+            ]
+            for _ in range(rng.randint(1, most))
+        ]
+        return [
+            PromptTree(
+                tuple(of),
+                tuple(Branch((5,) * rng.randint(1, 9), (6,) * rng.randint(1, 4)) for _ in range(rng.randint(1, 4))),
+            )
+            for of in chunks
+        ]
+
+    held = 0
+    for _ in range(40):
+        sample = [RowSizes.of(pack_prompts(prompts(3), NoRecompute(), None)) for _ in range(3)]
+        sizes = RowSizes.covering(sample, rng.choice((1.0, 1.25)))
+        for _ in range(6):
+            trees = prompts(3)
+            if sizes.hold(RowSizes.of(pack_prompts(trees, NoRecompute(), None))):
+                held += 1
+                assert RowSizes.of(pack_prompts(trees, NoRecompute(), None, sizes)) == sizes
+        assert all(sizes.hold(size) for size in sample)
+    assert held > 20
