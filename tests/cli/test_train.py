@@ -212,3 +212,17 @@ def test_questions_without_answers_train_no_reader(train, tmp_path):
     docs = [{"text": text, "gold": text == GOATS} for text in (GOATS, LAMPS)]
     path.write_text("\n".join(json.dumps({"question": f"What {n}?", "answers": [], "docs": docs}) for n in range(4)))
     assert_fails_after_loading(train("reader", files=(path,)), 1, "no question has an answer")
+
+
+def test_a_reader_is_not_trained_on_its_own_answers(train, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "one.txt").write_text(LAMPS)
+    result = train("reader", "--rank", 2, files=(folder,))
+    assert_fails_after_loading(result, 1, "expected questions with answers to train a reader on, found none in texts")
+
+
+def test_an_adapter_with_another_sink_is_no_beginning(train):
+    assert train("adapter", *ADAPTER, "--sink", 0).exit_code == 0
+    result = train("adapter", *ADAPTER, "--init", "out/adapter.safetensors", "--out", "second")
+    assert_fails_after_loading(result, 1, "give the --sink that it was trained with")
