@@ -134,7 +134,7 @@ class LanguageModel:
         Raises:
             UnsupportedModelError: the model is compiled, which makes it blind to hooks.
         """
-        if any("_orig_mod" in m._modules or m._compiled_call_impl for m in _all_modules(self._model)):
+        if any("_orig_mod" in m._modules or m._compiled_call_impl for m in self.modules()):
             raise UnsupportedModelError(
                 f"expected a model that is not compiled, since a writer works through hooks, found {self.name} under "
                 "torch.compile; load it without, or choose adapter='none'"
@@ -182,7 +182,7 @@ class LanguageModel:
 
     def state_stamp(self) -> int:
         """Changes when somebody trains, swaps or switches the model's weights in place; cheap enough for every call."""
-        modules = _all_modules(self._model)
+        modules = self.modules()
         weights = (p for module in modules for p in module._parameters.values() if p is not None)
         versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights)
         return hash((versions, _switches(modules)))
@@ -256,7 +256,7 @@ class LanguageModel:
             name = "activation_checkpointing_enable"  # its name from transformers 6 on
             enable = getattr(self._model, name, None) or self._model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        for module in _all_modules(self._model):
+        for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):  # layers do it in training mode only; the rest stays in eval
                 module.training = checkpointing
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from kvrag.errors import TrainingError
 from kvrag.files import replace_file
 
-__all__ = ["Checkpoint", "write_whole"]
+__all__ = ["Checkpoint", "make_folder", "write_whole"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -80,6 +80,18 @@ class Checkpoint:
         moments = {name: {moment: parts[moment][name] for moment in _MOMENTS} for name in parts["exp_avg"]}
         held_out = [(int(step), float(loss)) for step, loss in told["held_out"]]
         return cls(told["run"], told["step"], parts["value"], moments, parts["best"], held_out)
+
+
+def make_folder(path: Path, purpose: str) -> None:
+    """Make a folder, if it is not there.
+
+    Raises:
+        TrainingError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"expected a folder {purpose}, found {path}: {error}; choose another --out") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

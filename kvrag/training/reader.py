@@ -18,7 +18,7 @@ from kvrag.model import LanguageModel
 from kvrag.packed_rows import NO_ANSWER, PackedRows
 from kvrag.packet import Recipe
 from kvrag.strategies import NoRecompute
-from kvrag.training.checkpoint import write_whole
+from kvrag.training.checkpoint import make_folder, write_whole
 from kvrag.training.examples import Batch
 from kvrag.training.task import Task, low_rank
 
@@ -82,12 +82,7 @@ class ReaderTask(Task):
             TrainingError: it cannot be written.
         """
         path = folder / "reader"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(
-                f"expected a folder for the reader, found {path}: {error}; choose another --out"
-            ) from error
+        make_folder(path, "for the reader")
         named = {
             f"{_PEFT}{name.removeprefix('writer.')}": t.detach().to("cpu", torch.bfloat16).contiguous()
             for name, t in tensors.items()

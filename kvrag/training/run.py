@@ -10,11 +10,10 @@ from typing import Any
 
 import xxhash
 
-from kvrag.errors import TrainingError
 from kvrag.packet import digest_fields
 from kvrag.qa import QuestionSet
 from kvrag.qa.prompt_template import PromptTemplate
-from kvrag.training.checkpoint import write_whole
+from kvrag.training.checkpoint import make_folder, write_whole
 from kvrag.training.fused import fused_norms
 from kvrag.training.log import plot_log
 from kvrag.training.loop import Trained, train
@@ -89,12 +88,7 @@ def run_training(
         *(repr(template) for template in templates),
         *(xxhash.xxh3_128_hexdigest(p.detach().cpu().numpy().tobytes()) for p in task.parameters.values()),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(
-            f"expected a folder to write into, found {folder}: {error}; choose another --out"
-        ) from error
+    make_folder(folder, "to write into")
     halves = [(split(questions, settings.seed), share) for questions, share in sets]
     kept = Mixture([(half[0], share) for half, share in halves], settings, "training")
     aside = Mixture([(half[1], share) for half, share in halves], settings, "held out")

@@ -41,15 +41,11 @@ def with_questions(model: LanguageModel, questions: QuestionSet, seed: int, requ
     """
     places = [(t, p) for t, topic in enumerate(questions.topics) for p in range(len(topic.passages))]
     random.Random(f"{seed}:written questions").shuffle(places)
-    asked: list[tuple[int, int, PromptTree]] = []
-    for t, p in places[:_MOST_PASSAGES]:
-        passage = questions.topics[t].passages[p]
-        for request in _REQUESTS[:requests]:
-            prompt = model.render([{"role": "user", "content": f"{passage}\n\n{request}"}])
-            (segment,) = segment_prompt(prompt, [], model.tokenizer)
-            assert isinstance(segment, TextSegment)
-            if len(segment.ids) + _LONGEST < model.max_positions:
-                asked.append((t, p, PromptTree((), (Branch(segment.ids),))))
+    asked = [
+        (t, p, f"{questions.topics[t].passages[p]}\n\n{request}")
+        for t, p in places[:_MOST_PASSAGES]
+        for request in _REQUESTS[:requests]
+    ]
     written: dict[int, list[Question]] = {}
     for (t, p), line in _written(model, asked, _LONGEST):
         text = _question(line)
@@ -71,17 +67,12 @@ def with_answers(model: LanguageModel, questions: QuestionSet) -> QuestionSet:
         model: answers, under full recompute.
         questions: those that need no passage, or more than fit into the model's window, stay without an answer.
     """
-    asked: list[tuple[int, int, PromptTree]] = []
-    for t, topic in enumerate(questions.topics):
-        for number, question in enumerate(topic.questions):
-            if question.answers or not question.passages:
-                continue
-            text = "\n\n".join(topic.passages[p] for p in question.passages)
-            prompt = model.render([{"role": "user", "content": f"{text}\n\n{question.text}"}])
-            (segment,) = segment_prompt(prompt, [], model.tokenizer)
-            assert isinstance(segment, TextSegment)
-            if len(segment.ids) + _LONGEST_ANSWER < model.max_positions:
-                asked.append((t, number, PromptTree((), (Branch(segment.ids),))))
+    asked = [
+        (t, number, "\n\n".join([*(topic.passages[p] for p in question.passages), question.text]))
+        for t, topic in enumerate(questions.topics)
+        for number, question in enumerate(topic.questions)
+        if question.passages and not question.answers
+    ]
     found = {(t, n): answer for (t, n), answer in _written(model, asked, _LONGEST_ANSWER) if answer}
     topics: list[Topic] = []
     for t, topic in enumerate(questions.topics):
@@ -93,11 +84,19 @@ def with_answers(model: LanguageModel, questions: QuestionSet) -> QuestionSet:
 
 
 def _written(
-    model: LanguageModel, asked: Sequence[tuple[int, int, PromptTree]], longest: int
+    model: LanguageModel, asked: Sequence[tuple[int, int, str]], longest: int
 ) -> Iterator[tuple[tuple[int, int], str]]:
-    """What the model writes behind each prompt, with the two numbers it came with."""
-    by_tree = {id(tree): (first, second) for first, second, tree in asked}
-    for group in micro_batches([tree for _, _, tree in asked], _ROWS):
+    """What the model replies to each message that fits into its window, with the two numbers it came with."""
+    trees: list[PromptTree] = []
+    by_tree: dict[int, tuple[int, int]] = {}
+    for first, second, message in asked:
+        prompt = model.render([{"role": "user", "content": message}])
+        (segment,) = segment_prompt(prompt, [], model.tokenizer)
+        assert isinstance(segment, TextSegment)
+        if len(segment.ids) + longest < model.max_positions:
+            trees.append(PromptTree((), (Branch(segment.ids),)))
+            by_tree[id(trees[-1])] = (first, second)
+    for group in micro_batches(trees, _ROWS):
         rows = pack_prompts(group, FullRecompute(), None).to(model.device)
         answers = generate_greedily(model, rows, None, None, longest).tokens
         for tree, (tokens,) in zip(group, answers, strict=True):
