@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softmax
 
 from kvrag.adapter import Adapter
 from kvrag.batched import compute_rows
@@ -64,16 +64,19 @@ class ReaderTask(Task):
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
-        """Cross-entropy, summed over the answer tokens."""
+        """Cross-entropy, summed over the answer tokens; what it aims at with isolated chunks is, half and half, the
+        answer and the model's own distribution with full attention."""
         with self.reader.to(self.model.device, self.model.dtype).active(self.model.linear_modules()):
-            loss = (1 - self._isolated) * self._likelihood(batch.teacher)
+            full = self._logits(batch.teacher)
+            loss = (1 - self._isolated) * _likelihood(full, batch.teacher)
             if batch.student is not None:
-                loss = loss + self._isolated * self._likelihood(batch.student)
+                isolated = self._logits(batch.student)
+                both = _likelihood(isolated, batch.student) + _imitation(isolated, full.detach(), batch.student)
+                loss = loss + self._isolated * both / 2
             yield loss
 
-    def _likelihood(self, rows: PackedRows) -> torch.Tensor:
-        logits, _ = compute_rows(self.model, rows, None, rows.answer_rows)
-        return cross_entropy(logits.float(), rows.answer_ids, ignore_index=NO_ANSWER, reduction="sum")
+    def _logits(self, rows: PackedRows) -> torch.Tensor:
+        return compute_rows(self.model, rows, None, rows.answer_rows)[0].float()
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16.
@@ -113,3 +116,12 @@ class ReaderTask(Task):
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"expected a reader in {path}, found none that can be read: {error}") from error
         return {f"writer.{name.removeprefix(_PEFT)}": tensor for name, tensor in tensors.items()}
+
+
+def _likelihood(logits: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+    return cross_entropy(logits, rows.answer_ids, ignore_index=NO_ANSWER, reduction="sum")
+
+
+def _imitation(logits: torch.Tensor, wanted: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+    each = cross_entropy(logits, softmax(wanted, -1), reduction="none")
+    return (each * (rows.answer_ids != NO_ANSWER)).sum()
