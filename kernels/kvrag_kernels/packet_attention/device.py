@@ -1,0 +1,240 @@
+"""Packet attention on a GPU: the work of a pass in fixed buffers, and the launches that read it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvrag_kernels.packet_attention.table import AttentionTable
+from kvrag_kernels.packet_attention.triton import (
+    INTERPRETED,
+    LOG2_E,
+    attend_units,
+    merge_parts,
+    tile_shape,
+    write_rows,
+)
+from kvrag_kernels.packet_attention.work import KVBlock, plan_work
+
+__all__ = ["DeviceWork", "kv_block", "packet_attention_triton"]
+
+_COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 4, "lanes": 3, "runs": 4}
+_KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
+    ("piece_scales", "cos", "sin", "group_scale", "group_bias"), np.float32
+)
+_ALIGNED = 16  # numbers; the kernels read 16 bytes at once, of the smallest numbers there are
+_PROGRAMS = 2
+"""Programs of a launch per multiprocessor."""
+
+
+def kv_block(anchor: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer_stride: int = 0) -> KVBlock:
+    """Where keys and values `[H, T, D]` are, seen from any tensor of their dtype on their device.
+
+    Raises:
+        ValueError: the tokens of a head do not stand one behind the other.
+    """
+    H, T, D = keys.shape
+    if keys.stride()[1:] != (D, 1) or keys.stride() != values.stride():
+        raise ValueError(f"expected tokens of {D} numbers one behind the other, found strides {keys.stride()}")
+    key, value = ((t.data_ptr() - anchor.data_ptr()) // anchor.element_size() for t in (keys, values))
+    if any(number % _ALIGNED for number in (key, value, keys.stride(0), layer_stride)):
+        raise ValueError(f"expected blocks that begin at multiples of {_ALIGNED} numbers, found {key} and {value}")
+    return KVBlock(key, value, T, keys.stride(0), layer_stride)
+
+
+class DeviceWork:
+    """The work of one pass after another, in buffers that stay where they are, as CUDA graphs want it.
+
+    Args:
+        anchor: any tensor of the keys' dtype and device; addresses count from it.
+        rows: S, at most.
+        heads: H.
+        group: query heads to a KV head, G.
+        head_dim: D.
+        half: E / 2 of the rotary embedding.
+        capacity: rows of arrays by name, at least; what is not named gets a size that suffices for most.
+        multiprocessors: to keep busy; 0 asks the device.
+    """
+
+    def __init__(
+        self,
+        anchor: torch.Tensor,
+        rows: int,
+        heads: int,
+        group: int,
+        head_dim: int,
+        half: int,
+        *,
+        capacity: dict[str, int] | None = None,
+        multiprocessors: int = 0,
+    ) -> None:
+        self.anchor = anchor
+        self.rows = rows
+        self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
+        device = anchor.device
+        self._multiprocessors = multiprocessors or _multiprocessors(device)
+        self._tile = tile_shape(rows, group, head_dim, hopper=_is_hopper(device))
+        sizes = {
+            "counts": 2,
+            "units": 256,
+            "items": 256,
+            "entries": 4 * rows,
+            "pieces": 512,
+            "piece_offsets": 512,
+            "piece_scales": 512,
+            "lanes": 1024,
+            "row_runs": rows + 1,
+            "runs": 4 * rows,
+            "cos": 512,
+            "sin": 512,
+            "group_scale": 16,
+            "group_bias": 16,
+            "places": rows,
+            "parts": 64 * rows,
+        }
+        for name, wanted in (capacity or {}).items():
+            while sizes[name] < wanted:
+                sizes[name] *= 2
+        self.capacity = sizes
+        columns = _COLUMNS | {"cos": half, "sin": half, "places": 4}
+        self._offsets: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name, count in sizes.items():
+            if name != "parts":
+                size = count * columns.get(name, 1) * np.dtype(_KINDS.get(name, np.int32)).itemsize
+                self._offsets[name] = (end, size)
+                end += -(-size // 16) * 16
+        self._staged = torch.zeros(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._bytes = self._staged.numpy()
+        self._on_device = torch.zeros(end, dtype=torch.uint8, device=device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self.arrays = {name: self._view(name) for name in self._offsets}
+        parts = sizes["parts"] * heads * group
+        self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
+        self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
+
+    def fill(self, blocks: Sequence[KVBlock], table: AttentionTable, rows: int, places: np.ndarray | None = None) -> None:
+        """Put the next pass into the buffers, in the order of the device's stream.
+
+        Args:
+            blocks: one per item of the table.
+            table: who sees what.
+            rows: of the pass, S at most; rows behind them read nothing.
+            places: int64 `[rows, 4]`, where `write` puts a row: its key and its value in layer 0, head stride, layer
+                stride, all in elements from the anchor.
+
+        Raises:
+            CapacityError: a buffer is too small.
+        """
+        per_unit = max(1, self._tile.block_rows // self._group)
+        units = -(-_PROGRAMS * self._multiprocessors // self._heads)
+        work = plan_work(blocks, table, self.rows, self._head_dim, unit_rows=per_unit, units=units)
+        arrays = work.arrays() | self._shared(table)
+        if places is not None:
+            arrays["places"] = places
+        needed = {name: len(array) for name, array in arrays.items()} | {"parts": work.parts}
+        if any(self.capacity[name] < count for name, count in needed.items()):
+            raise CapacityError(needed)
+        if self._copied is not None:
+            self._copied.synchronize()  # the last copy has read what is written over now
+        for name, array in arrays.items():
+            begin, _ = self._offsets[name]
+            raw = np.ascontiguousarray(array, _KINDS.get(name, np.int32)).reshape(-1).view(np.uint8)
+            self._bytes[begin : begin + len(raw)] = raw
+        self._on_device.copy_(self._staged, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
+        """Put keys and values `[S, H, D]` of a layer where `places` says."""
+        a = self.arrays
+        write_rows[(key.shape[0], self._heads)](
+            key, value, self.anchor, a["places"], layer,
+            key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+            D=self._head_dim, PADDED=_padded(self._head_dim), num_warps=1,
+        )  # fmt: skip
+
+    def attend(self, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
+        """Attention `[S, HQ, D]` of queries `[S, HQ, D]` over what was filled in."""
+        a, tile, D = self.arrays, self._tile, self._head_dim
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        attend_units[(_PROGRAMS * self._multiprocessors,)](
+            query, self.anchor, a["cos"], a["sin"], a["counts"], a["units"], a["items"], a["entries"], a["pieces"],
+            a["piece_offsets"], a["piece_scales"], a["lanes"], self._partial, self._partial_lse,
+            layer, scaling * LOG2_E, query.stride(0), query.stride(1),
+            HEADS=self._heads, GROUP=self._group, D=D, PADDED=_padded(D), HALF=self._half,
+            BLOCK_ROWS=tile.block_rows, BLOCK_TOKENS=tile.block_tokens,
+            UPCAST=INTERPRETED, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        merge_parts[(query.shape[0], query.shape[1])](
+            self._partial, self._partial_lse, a["counts"], a["row_runs"], a["runs"], a["group_scale"], a["group_bias"],
+            output, output.stride(0), output.stride(1), D=D, PADDED=_padded(D), BLOCK_PARTS=16, num_warps=4,
+        )  # fmt: skip
+        return output
+
+    def _shared(self, table: AttentionTable) -> dict[str, np.ndarray]:
+        """Angles behind the turn that is none, and the groups, in the kernels' base 2."""
+        one, none = np.ones((1, self._half), np.float32), np.zeros((1, self._half), np.float32)
+        return {
+            "cos": np.concatenate([one, table.cos.numpy()]),
+            "sin": np.concatenate([none, table.sin.numpy()]),
+            "group_scale": np.asarray(table.group_scale, np.float32),
+            "group_bias": np.asarray(table.group_bias, np.float32) * np.float32(LOG2_E),
+        }
+
+    def _view(self, name: str) -> torch.Tensor:
+        begin, size = self._offsets[name]
+        kind = {np.int64: torch.int64, np.float32: torch.float32}.get(_KINDS.get(name, np.int32), torch.int32)
+        return self._on_device[begin : begin + size].view(kind)
+
+
+class CapacityError(ValueError):
+    """The work of a pass does not fit into its buffers.
+
+    Attributes:
+        needed: rows of arrays by name.
+    """
+
+    def __init__(self, needed: dict[str, int]) -> None:
+        super().__init__(f"expected work that fits, found {needed}")
+        self.needed = needed
+
+
+def packet_attention_triton(
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    table: AttentionTable,
+    scaling: float,
+    **options: Any,
+) -> torch.Tensor:
+    """Attention of rows over extents of keys that were rotated at other positions, in one go.
+
+    Shapes as in the reference; `options` are those of `DeviceWork`.
+    """
+    S, HQ, D = query.shape
+    H = keys[0].shape[0]
+    blocks = [kv_block(query, k, v) for k, v in zip(keys, values, strict=True)]
+    half = table.cos.shape[1]
+    try:
+        work = DeviceWork(query, S, H, HQ // H, D, half, **options)
+        work.fill(blocks, table, S)
+    except CapacityError as error:
+        work = DeviceWork(query, S, H, HQ // H, D, half, capacity=error.needed, **options)
+        work.fill(blocks, table, S)
+    return work.attend(query, 0, scaling)
+
+
+def _padded(head_dim: int) -> int:
+    return 1 << (head_dim - 1).bit_length()
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

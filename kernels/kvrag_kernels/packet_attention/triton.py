@@ -1,0 +1,244 @@
+"""Packet attention on a GPU, as Triton kernels.
+
+`reference.py` says what is computed, `work.py` how it is divided. Every program takes units until none is left, so that
+the same launch serves any prompt: that is what lets a CUDA graph hold it. Partial results are merged by a second kernel;
+a third puts a pass's own keys and values where the others look for them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["INTERPRETED", "LOG2_E", "TileShape", "attend_units", "merge_parts", "tile_shape", "write_rows"]
+
+LOG2_E = 1.4426950408889634
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter, on a machine without a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """How a program works on a unit.
+
+    Attributes:
+        block_rows: rows of a tile, each a row of the pass for one query head.
+        block_tokens: tokens of a tile.
+        warps: of a program.
+        stages: tiles in flight.
+    """
+
+    block_rows: int
+    block_tokens: int
+    warps: int
+    stages: int
+
+
+def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileShape:
+    """The tile for passes of `rows` rows: as large as registers allow without spilling, which offline tests check.
+
+    Args:
+        rows: S of the pass.
+        group: query heads to a KV head.
+        head_dim: D.
+        hopper: compute capability 9.0 or later.
+    """
+    wanted = rows * group
+    wide = head_dim > 128
+    tokens = 32 if wide or (head_dim > 64 and not hopper) else 64
+    if wanted <= 16:
+        return TileShape(16, 32, 4, 3 if wide else 4)
+    if wanted <= 32 or wide:
+        return TileShape(32, tokens, 8 if wide else 4, 3)
+    if wanted > 64 and hopper and head_dim in (64, 128) and group & (group - 1) == 0:
+        return TileShape(128, tokens, 8, 3)
+    return TileShape(64, tokens, 8, 3)
+
+
+@triton.jit
+def attend_units(
+    query,
+    anchor,
+    cos,
+    sin,
+    counts,
+    units,
+    items,
+    entries,
+    pieces,
+    piece_offsets,
+    piece_scales,
+    lanes,
+    partial,
+    partial_lse,
+    layer,
+    scaling,
+    query_row,
+    query_head,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    kind: tl.constexpr = tl.float32 if UPCAST else anchor.dtype.element_ty
+    # Channels i and i + HALF turn together. What does not turn is split too, so that `lo` and `hi` are one half each.
+    d = tl.arange(0, PADDED)
+    i = tl.arange(0, PADDED // 2)
+    turns = i < HALF
+    in_half = i < D // 2
+    if 2 * HALF == D:
+        lo = i
+        hi = i + HALF
+    else:
+        lo = tl.where(turns, i, i + HALF)
+        hi = tl.where(turns, i + HALF, i + D // 2)
+    wanted = tl.load(counts) * HEADS
+    for unit in range(tl.program_id(0), wanted, tl.num_programs(0)):
+        head = unit % HEADS
+        item = tl.load(units + unit // HEADS * 2)
+        block = tl.load(units + unit // HEADS * 2 + 1)
+        first_entry = tl.load(items + item * 4 + 1)
+        count = tl.load(items + item * 4 + 2)
+        first_part = tl.load(items + item * 4 + 3)
+        m = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        entry = m // GROUP
+        live = entry < count
+        row = tl.load(entries + (first_entry + entry) * 2, mask=live, other=0)
+        lane = tl.load(entries + (first_entry + entry) * 2 + 1, mask=live, other=0)
+        q_at = query + row * query_row + (head * GROUP + m % GROUP) * query_head
+        q_mask = live[:, None] & in_half[None, :]
+        highest = tl.full([BLOCK_ROWS], -1e30, tl.float32)
+        total = tl.zeros([BLOCK_ROWS], tl.float32)
+        output = tl.zeros([BLOCK_ROWS, PADDED], tl.float32)
+        for piece in range(tl.load(items + item * 4), tl.load(items + item * 4 + 4)):
+            tokens = tl.load(pieces + piece * 2)
+            about = lanes + (tl.load(pieces + piece * 2 + 1) + lane) * 3
+            first_row = tl.load(about, mask=live, other=1 << 30)
+            bound = tl.load(about + 1, mask=live, other=0)
+            turn = tl.load(about + 2, mask=live, other=0)
+            limit = tl.where(row >= first_row, row + bound, 0)
+            x = tl.load(q_at[:, None] + lo[None, :], mask=q_mask, other=0.0).to(tl.float32)
+            y = tl.load(q_at[:, None] + hi[None, :], mask=q_mask, other=0.0).to(tl.float32)
+            angle = turn[:, None] * HALF + i[None, :]
+            c = tl.load(cos + angle, mask=live[:, None] & turns[None, :], other=1.0)
+            s = tl.load(sin + angle, mask=live[:, None] & turns[None, :], other=0.0)
+            q_lo = (x * c + y * s).to(kind)
+            q_hi = (y * c - x * s).to(kind)
+            scale = tl.load(piece_scales + piece) * scaling
+            place = layer.to(tl.int64) * tl.load(piece_offsets + piece * 4 + 3)
+            place += head * tl.load(piece_offsets + piece * 4 + 2)
+            key = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4), 16)
+            value = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4 + 1), 16)
+            for first in range(0, tokens, BLOCK_TOKENS):
+                token = first + tl.arange(0, BLOCK_TOKENS)
+                there = (token < tokens)[:, None]
+                at = token[:, None] * D
+                k_lo = tl.load(key + at + lo[None, :], mask=there & in_half[None, :], other=0.0).to(kind)
+                k_hi = tl.load(key + at + hi[None, :], mask=there & in_half[None, :], other=0.0).to(kind)
+                v = tl.load(value + at + d[None, :], mask=there & (d < D)[None, :], other=0.0).to(kind)
+                scores = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
+                scores = tl.dot(q_hi, tl.trans(k_hi), scores, input_precision="ieee") * scale
+                seen = (token[None, :] < limit[:, None]) & (token[None, :] < tokens)
+                scores = tl.where(seen, scores, -1e30)
+                higher = tl.maximum(highest, tl.max(scores, 1))
+                weights = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
+                shrink = tl.exp2(highest - higher)
+                total = total * shrink + tl.sum(weights, 1)
+                output = tl.dot(weights.to(kind), v, output * shrink[:, None], input_precision="ieee")
+                highest = higher
+        part = ((first_part + entry) * HEADS + head) * GROUP + m % GROUP
+        known = tl.maximum(total, 1e-30)
+        to = partial + part.to(tl.int64)[:, None] * D + d[None, :]
+        tl.store(to, output / known[:, None], mask=live[:, None] & (d < D)[None, :])
+        tl.store(partial_lse + part, tl.where(total > 0, highest + tl.log2(known), -float("inf")), mask=live)
+
+
+@triton.jit
+def merge_parts(
+    partial,
+    partial_lse,
+    counts,
+    row_runs,
+    runs,
+    group_scale,
+    group_bias,
+    output,
+    output_row,
+    output_head,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    d = tl.arange(0, PADDED)
+    in_head = d < D
+    top = tl.full([1], -1e30, tl.float32)
+    total = tl.zeros([1], tl.float32)
+    result = tl.zeros([PADDED], tl.float32)
+    first_run = tl.load(row_runs + row)
+    last_run = tl.load(row_runs + row + 1)
+    for group in range(0, tl.load(counts + 1)):
+        highest = tl.full([1], -1e30, tl.float32)
+        weight = tl.zeros([1], tl.float32)
+        merged = tl.zeros([PADDED], tl.float32)
+        for run in range(first_run, last_run):
+            mine = tl.load(runs + run * 4 + 3) == group
+            first = tl.load(runs + run * 4)
+            stride = tl.load(runs + run * 4 + 1)
+            count = tl.where(mine, tl.load(runs + run * 4 + 2), 0)
+            for begin in range(0, count, BLOCK_PARTS):
+                number = begin + tl.arange(0, BLOCK_PARTS)
+                there = number < count
+                part = ((first + number * stride) * heads + head).to(tl.int64)
+                lse = tl.load(partial_lse + part, mask=there, other=-float("inf"))
+                higher = tl.maximum(highest, tl.max(lse, 0))
+                share = tl.exp2(lse - higher)
+                shrink = tl.exp2(highest - higher)
+                piece = tl.load(
+                    partial + part[:, None] * D + d[None, :], mask=there[:, None] & in_head[None, :], other=0.0
+                )
+                weight = weight * shrink + tl.sum(share, 0)
+                merged = merged * shrink + tl.sum(piece * share[:, None], 0)
+                highest = higher
+        known = tl.maximum(weight, 1e-30)
+        scaled = (highest + tl.log2(known)) * tl.load(group_scale + group) + tl.load(group_bias + group)
+        scaled = tl.where(weight > 0, scaled, -1e30)
+        higher = tl.maximum(top, scaled)
+        share = tl.where(weight > 0, tl.exp2(scaled - higher), 0.0)
+        shrink = tl.exp2(top - higher)
+        result = result * shrink + merged / known * share
+        total = total * shrink + share
+        top = higher
+    to = output + row * output_row + head * output_head + d
+    tl.store(to, (result / tl.maximum(total, 1e-30)).to(output.dtype.element_ty), mask=in_head)
+
+
+@triton.jit
+def write_rows(
+    key,
+    value,
+    anchor,
+    places,
+    layer,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    d = tl.arange(0, PADDED)
+    to = layer.to(tl.int64) * tl.load(places + row * 4 + 3) + head * tl.load(places + row * 4 + 2)
+    k = tl.load(key + row * key_row + head * key_head + d, mask=d < D)
+    v = tl.load(value + row * value_row + head * value_head + d, mask=d < D)
+    tl.store(anchor + (to + tl.load(places + row * 4)) + d, k, mask=d < D)
+    tl.store(anchor + (to + tl.load(places + row * 4 + 1)) + d, v, mask=d < D)

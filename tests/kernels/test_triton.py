@@ -1,0 +1,245 @@
+"""The Triton kernels: in the interpreter where there is no GPU, and compiled for GPUs that are not there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kvrag_kernels.packet_attention import AttentionItem, AttentionTable, packet_attention_reference
+
+from .numerics import assert_as_accurate_as
+from .test_packet_attention import CASES, D, angles, case, grouped, to
+
+pytest.importorskip("triton")
+
+from kvrag_kernels.packet_attention import device, triton  # noqa: E402
+from kvrag_kernels.packet_attention.device import CapacityError, DeviceWork, kv_block, packet_attention_triton
+from kvrag_kernels.packet_attention.work import plan_work
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(inputs):
+    q, keys, values = inputs
+    return q.to(DEVICE), [k.to(DEVICE) for k in keys], [v.to(DEVICE) for v in values]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CASES)
+def test_triton_is_as_accurate_as_the_reference(name, dtype):
+    inputs, table, exact, _ = case(**CASES[name])
+    inputs = to(inputs, dtype)
+    oracle = packet_attention_reference(*to(inputs, torch.float64), exact, D**-0.5)
+    baseline = packet_attention_reference(*inputs, table, D**-0.5)
+    got = packet_attention_triton(*on_device(inputs), table, D**-0.5)
+    assert_as_accurate_as(got.cpu(), baseline, oracle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_merges_groups_like_the_reference(dtype):
+    q, keys, values, table = grouped(dtype)
+    oracle = packet_attention_reference(*to((q, keys, values), torch.float64), table, D**-0.5)
+    baseline = packet_attention_reference(q, keys, values, table, D**-0.5)
+    got = packet_attention_triton(*on_device((q, keys, values)), table, D**-0.5)
+    assert_as_accurate_as(got.cpu(), baseline, oracle)
+
+
+def random_case(head_dim, group, rows, lengths, *, seed=0, heads=2, half=None):
+    """Packets at random places, rows that see them from some row on, and the rows' own keys behind earlier ones."""
+    torch.manual_seed(seed)
+    half = head_dim // 2 if half is None else half
+    earlier = 3
+    q = torch.randn(rows, heads * group, head_dim)
+    sizes = [*lengths, earlier + rows]
+    keys, values = ([torch.randn(heads, n, head_dim) for n in sizes] for _ in range(2))
+    first = torch.randint(0, rows, (len(lengths),)).tolist()
+    first[0] = 0
+    items = [AttentionItem(f, rows, rotation=i) for i, f in enumerate(first)]
+    items.append(AttentionItem(0, rows, diagonal=earlier))
+    cos, sin = angles([1000 * (i + 1) for i in range(len(lengths))], half)
+    return (q, keys, values), AttentionTable(tuple(items), cos.float(), sin.float())
+
+
+@pytest.mark.parametrize("group", [1, 4, 7])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_every_shape_of_head(head_dim, group):
+    inputs, table = random_case(head_dim, group, 5, [70, 33, 100])
+    oracle = packet_attention_reference(*to(inputs, torch.float64), table, 0.1)
+    baseline = packet_attention_reference(*inputs, table, 0.1)
+    assert_as_accurate_as(packet_attention_triton(*on_device(inputs), table, 0.1).cpu(), baseline, oracle)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 40])
+def test_any_number_of_rows_and_programs(rows):
+    """More rows than a unit takes, items over the ends of extents, more and fewer units than programs."""
+    inputs, table = random_case(64, 2, rows, [300, 1, 64, 129, 511], half=16)
+    oracle = packet_attention_reference(*to(inputs, torch.float64), table, 0.1)
+    baseline = packet_attention_reference(*inputs, table, 0.1)
+    for multiprocessors in (1, 9):
+        got = packet_attention_triton(*on_device(inputs), table, 0.1, multiprocessors=multiprocessors)
+        assert_as_accurate_as(got.cpu(), baseline, oracle)
+
+
+def shared_packet(dtype=torch.float32):
+    """Three requests: two see both packets, from different places; one sees the second packet only."""
+    torch.manual_seed(4)
+    q = torch.randn(9, 4, D).to(dtype)
+    a_k, a_v, b_k, b_v = (torch.randn(2, n, D).to(dtype) for n in (90, 90, 40, 40))
+    own_k, own_v = torch.randn(2, 2, 9, D).to(dtype)
+    cos, sin = angles([100, 190, 2000, 2090, 7], D // 2)
+    items, keys, values = [], [], []
+    for (first, last), turns in (((0, 4), (0, 1)), ((4, 6), (2, 3)), ((6, 9), (None, 4))):
+        for (k, v), turn in zip(((a_k, a_v), (b_k, b_v)), turns, strict=True):
+            if turn is not None:
+                items.append(AttentionItem(first, last, rotation=turn))
+                keys.append(k)
+                values.append(v)
+        items.append(AttentionItem(first, last, diagonal=0))
+        keys.append(own_k[:, first:last])
+        values.append(own_v[:, first:last])
+    return (q, keys, values), AttentionTable(tuple(items), cos.float(), sin.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_requests_share_packets_from_different_places(dtype):
+    inputs, table = shared_packet(dtype)
+    oracle = packet_attention_reference(*to(inputs, torch.float64), table, 0.2)
+    baseline = packet_attention_reference(*inputs, table, 0.2)
+    q, keys, values = inputs
+    moved = {id(t): t.to(DEVICE) for t in (*keys, *values)}
+    shared = q.to(DEVICE), [moved[id(k)] for k in keys], [moved[id(v)] for v in values]
+    assert_as_accurate_as(packet_attention_triton(*shared, table, 0.2).cpu(), baseline, oracle)
+
+
+def test_a_shared_packet_is_read_once():
+    (q, keys, values), table = shared_packet()
+    blocks = [kv_block(q, k, v) for k, v in zip(keys, values, strict=True)]
+    work = plan_work(blocks, table, len(q), D, unit_rows=16, units=1)
+    of_packets = [set(work.piece_offsets[work.piece_offsets[:, 0] == b.key, 0]) for b in (blocks[0], blocks[1])]
+    assert [len(found) for found in of_packets] == [1, 1]
+    assert work.pieces[:, 0].sum() == 90 + 40 + 9  # tokens, each of them once
+    assert work.counts[0] == 5  # a packet of two readers, one of three, and each request's own rows
+
+
+def test_the_same_pass_gives_the_same_bits():
+    inputs, table = random_case(64, 2, 20, [300, 64, 129])
+    first, second = (packet_attention_triton(*on_device(inputs), table, 0.1) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_buffers_serve_one_pass_after_another_and_leave_nothing():
+    """What an earlier, larger pass left is not read; rows behind a pass are zero; poison stays where nothing is written."""
+    big, of_big = random_case(64, 2, 8, [200, 100, 50])
+    small, of_small = random_case(64, 2, 3, [20], seed=1)
+    anchor = torch.zeros(16, device=DEVICE)
+    work = DeviceWork(anchor, 8, 2, 2, 64, 32)
+    for inputs, table in ((big, of_big), (small, of_small), (big, of_big)):
+        work._partial.fill_(torch.nan)
+        work._partial_lse.fill_(torch.nan)
+        q, keys, values = on_device(inputs)
+        rows = len(q)
+        work.fill([kv_block(anchor, k, v) for k, v in zip(keys, values, strict=True)], table, rows)
+        padded = torch.full((8, 4, 64), torch.nan, device=DEVICE)
+        padded[:rows] = q
+        got = work.attend(padded, 0, 0.1)
+        torch.testing.assert_close(got[:rows].cpu(), packet_attention_reference(*inputs, table, 0.1))
+        assert (got[rows:] == 0).all()
+
+
+def test_too_much_work_is_refused_and_nothing_is_changed():
+    small, of_small = random_case(64, 2, 3, [20], seed=1)
+    anchor = torch.zeros(16, device=DEVICE)
+    work = DeviceWork(anchor, 4, 2, 2, 64, 32)
+    q, keys, values = on_device(small)
+    blocks = [kv_block(anchor, k, v) for k, v in zip(keys, values, strict=True)]
+    work.fill(blocks, of_small, 3)
+    before = work.attend(q, 0, 0.1)
+    many = AttentionTable((*of_small.items[:1] * 600, of_small.items[1]), of_small.cos, of_small.sin)
+    apart = [kv_block(anchor, k, k) for k in torch.zeros(600, 2, 16, 64, device=DEVICE)]
+    with pytest.raises(CapacityError) as caught:
+        work.fill([*apart, blocks[1]], many, 3)
+    assert caught.value.needed["pieces"] > 512
+    assert torch.equal(work.attend(q, 0, 0.1), before)
+    roomy = DeviceWork(anchor, 4, 2, 2, 64, 32, capacity=caught.value.needed)
+    roomy.fill([*apart, blocks[1]], many, 3)
+
+
+def test_rows_are_written_where_they_belong():
+    anchor = torch.zeros(16, device=DEVICE)
+    block = torch.full((3, 2, 2, 10, 64), torch.nan, device=DEVICE)  # [L, 2, H, T, D]
+    work = DeviceWork(anchor, 4, 2, 2, 64, 32)
+    inputs, table = random_case(64, 2, 4, [20])
+    q, keys, values = on_device(inputs)
+    at = kv_block(anchor, block[0, 0], block[0, 1])
+    places = [[at.key + token * 64, at.value + token * 64, 10 * 64, 2 * 2 * 10 * 64] for token in (7, 2, 3, 9)]
+    blocks = [kv_block(anchor, k, v) for k, v in zip(keys, values, strict=True)]
+    work.fill(blocks, table, 4, torch.tensor(places).numpy())
+    key, value = torch.randn(2, 2, 4, 64, device=DEVICE)  # [H, S, D], as transformers has them
+    work.write(key.transpose(0, 1), value.transpose(0, 1), 1)
+    for row, token in enumerate((7, 2, 3, 9)):
+        assert torch.equal(block[1, 0, :, token], key[:, row])
+        assert torch.equal(block[1, 1, :, token], value[:, row])
+    assert block.isnan().sum() == block.numel() - 2 * 2 * 4 * 64
+
+
+def test_unaligned_blocks_are_refused():
+    anchor = torch.zeros(1000, device=DEVICE)
+    block = anchor[8:].unflatten(0, (2, -1))[:, : 2 * 64 * 3].view(2, 2, 3, 64)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        kv_block(anchor, block[0], block[1])
+
+
+MUTANTS = {
+    "rotation sign": ("x * c + y * s", "x * c - y * s"),
+    "mask off by one": ("token[None, :] < limit[:, None]", "token[None, :] <= limit[:, None]"),
+    "dropped piece": ("tl.load(items + item * 4 + 4)):", "tl.load(items + item * 4 + 4) - 1):"),
+    "dropped part": ("there = number < count\n", "there = number < count - 1\n"),
+    "no rescaling": ("output * shrink[:, None]", "output"),
+    "wrong head": ("(head * GROUP + m % GROUP) * query_head", "(head * GROUP) * query_head"),
+}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter suffices")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_tolerance_sees_a_broken_kernel(mutant, tmp_path, monkeypatch):
+    source = Path(triton.__file__).read_text()
+    old, new = MUTANTS[mutant]
+    assert source.count(old) == 1
+    (tmp_path / "mutant.py").write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("mutant", tmp_path / "mutant.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mutant", module)
+    spec.loader.exec_module(module)
+    inputs, table, exact, _ = case([63, 130, 300, 7], 9, first_seen=[0, 2, 3, 5])
+    inputs = to(inputs, torch.float32)
+    oracle = packet_attention_reference(*to(inputs, torch.float64), exact, D**-0.5)
+    baseline = packet_attention_reference(*inputs, table, D**-0.5)
+    assert_as_accurate_as(packet_attention_triton(*inputs, table, D**-0.5), baseline, oracle)
+    for name in ("attend_units", "merge_parts"):
+        monkeypatch.setattr(device, name, getattr(module, name))
+    with pytest.raises(AssertionError):
+        assert_as_accurate_as(packet_attention_triton(*inputs, table, D**-0.5), baseline, oracle)
+
+
+SHAPES = ["1,4,128", "32,4,128", "128,8,128", "1,7,128", "32,7,128", "1,3,64", "32,3,64", "32,4,96", "1,4,256", "32,8,256"]
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_kernels_compile_without_spilling(architecture):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "resources.py"
+    command = [sys.executable, script, str(architecture), *SHAPES]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    for kernel in (*found["attend"], found["merge"], found["write"]):
+        assert kernel["stack"] == 0, kernel
+        assert kernel["shared"] <= (227 if architecture >= 90 else 163) * 1024, kernel
+    for kernel in found["attend"]:
+        assert kernel["asynchronous"], kernel
+        if architecture >= 90 and kernel["block_rows"] >= 64:
+            assert kernel["warpgroups"], kernel
