@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
-from kvrag.attach import PASS_KWARG, AttentionPass, Geometry, Lane, Pass, attend
+from kvrag.attach import PASS_KWARG, Geometry, Lane, Pass, Passes, attend
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
@@ -74,6 +74,7 @@ class LanguageModel:
         self.geometry = _geometry(self.config)
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.device: torch.device = model.get_input_embeddings().weight.device
+        self.passes = Passes(self.geometry, self.rope, self.dtype, self.device)
         self._original = model.config._attn_implementation
         if not self._original.startswith(_PREFIX):
             model.set_attn_implementation(_register(self._original))
@@ -239,7 +240,7 @@ class LanguageModel:
                 embeds[first + row : first + row + len(soft)] = soft
             first += count
             last.append(first - 1)
-        current = AttentionPass([r.lane for r in rows], counts, self.rope)
+        current = self.passes.new([r.lane for r in rows], counts)
         logits = self.run(embeds, positions, current, torch.tensor(last, device=self.device))
         current.commit()
         return logits

@@ -5,6 +5,7 @@ from kvrag.attach.computed import ComputedStates
 from kvrag.attach.lane import Extent, Geometry, Lane
 from kvrag.attach.layout import NO_SPAN, PackedLayout, pack_layout
 from kvrag.attach.packed import PackedPass, PackedStates, StepPass
+from kvrag.attach.passes import Passes
 from kvrag.attach.threads import release_helpers
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PackedPass",
     "PackedStates",
     "Pass",
+    "Passes",
     "StepPass",
     "attend",
     "pack_layout",

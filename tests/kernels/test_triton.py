@@ -16,9 +16,9 @@ from .test_packet_attention import CASES, D, angles, case, grouped, to
 
 pytest.importorskip("triton")
 
-from kvrag_kernels.packet_attention import device, triton  # noqa: E402
-from kvrag_kernels.packet_attention.device import CapacityError, DeviceWork, kv_block, packet_attention_triton
-from kvrag_kernels.packet_attention.work import plan_work
+from kvrag_kernels.packet_attention import device, triton
+from kvrag_kernels.packet_attention.device import CapacityError, DeviceWork, packet_attention_triton
+from kvrag_kernels.packet_attention.work import place_of, plan_work, readers_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -84,6 +84,16 @@ def test_any_number_of_rows_and_programs(rows):
         assert_as_accurate_as(got.cpu(), baseline, oracle)
 
 
+def test_a_packet_may_stand_twice_in_a_prompt():
+    torch.manual_seed(5)
+    q, k, v = torch.randn(3, 4, D), torch.randn(2, 30, D), torch.randn(2, 30, D)
+    cos, sin = angles([100, 500], D // 2)
+    table = AttentionTable((AttentionItem(0, 3, 0), AttentionItem(1, 3, 1)), cos.float(), sin.float())
+    wanted = packet_attention_reference(q, [k, k], [v, v], table, 0.1)
+    k, v = k.to(DEVICE), v.to(DEVICE)
+    torch.testing.assert_close(packet_attention_triton(q.to(DEVICE), [k, k], [v, v], table, 0.1).cpu(), wanted)
+
+
 def shared_packet(dtype=torch.float32):
     """Three requests: two see both packets, from different places; one sees the second packet only."""
     torch.manual_seed(4)
@@ -117,10 +127,9 @@ def test_requests_share_packets_from_different_places(dtype):
 
 def test_a_shared_packet_is_read_once():
     (q, keys, values), table = shared_packet()
-    blocks = [kv_block(q, k, v) for k, v in zip(keys, values, strict=True)]
-    work = plan_work(blocks, table, len(q), D, unit_rows=16, units=1)
-    of_packets = [set(work.piece_offsets[work.piece_offsets[:, 0] == b.key, 0]) for b in (blocks[0], blocks[1])]
-    assert [len(found) for found in of_packets] == [1, 1]
+    readers, scales = readers_of(q, keys, values, table)
+    work = plan_work(readers, scales, len(q), D, groups=1, unit_rows=16, units=1)
+    assert [list(work.piece_offsets[:, 0]).count(key) for key in (readers[0, 0], readers[1, 0])] == [1, 1]
     assert work.pieces[:, 0].sum() == 90 + 40 + 9  # tokens, each of them once
     assert work.counts[0] == 5  # a packet of two readers, one of three, and each request's own rows
 
@@ -132,7 +141,7 @@ def test_the_same_pass_gives_the_same_bits():
 
 
 def test_buffers_serve_one_pass_after_another_and_leave_nothing():
-    """What an earlier, larger pass left is not read; rows behind a pass are zero; poison stays where nothing is written."""
+    """What an earlier, larger pass left is not read, and rows behind a pass are zero."""
     big, of_big = random_case(64, 2, 8, [200, 100, 50])
     small, of_small = random_case(64, 2, 3, [20], seed=1)
     anchor = torch.zeros(16, device=DEVICE)
@@ -142,7 +151,7 @@ def test_buffers_serve_one_pass_after_another_and_leave_nothing():
         work._partial_lse.fill_(torch.nan)
         q, keys, values = on_device(inputs)
         rows = len(q)
-        work.fill([kv_block(anchor, k, v) for k, v in zip(keys, values, strict=True)], table, rows)
+        work.fill(*readers_of(anchor, keys, values, table), table)
         padded = torch.full((8, 4, 64), torch.nan, device=DEVICE)
         padded[:rows] = q
         got = work.attend(padded, 0, 0.1)
@@ -155,17 +164,16 @@ def test_too_much_work_is_refused_and_nothing_is_changed():
     anchor = torch.zeros(16, device=DEVICE)
     work = DeviceWork(anchor, 4, 2, 2, 64, 32)
     q, keys, values = on_device(small)
-    blocks = [kv_block(anchor, k, v) for k, v in zip(keys, values, strict=True)]
-    work.fill(blocks, of_small, 3)
+    work.fill(*readers_of(anchor, keys, values, of_small), of_small)
     before = work.attend(q, 0, 0.1)
     many = AttentionTable((*of_small.items[:1] * 600, of_small.items[1]), of_small.cos, of_small.sin)
-    apart = [kv_block(anchor, k, k) for k in torch.zeros(600, 2, 16, 64, device=DEVICE)]
+    apart = list(torch.zeros(600, 2, 16, 64, device=DEVICE))
+    readers = readers_of(anchor, [*apart, keys[1]], [*apart, values[1]], many)
     with pytest.raises(CapacityError) as caught:
-        work.fill([*apart, blocks[1]], many, 3)
+        work.fill(*readers, many)
     assert caught.value.needed["pieces"] > 512
     assert torch.equal(work.attend(q, 0, 0.1), before)
-    roomy = DeviceWork(anchor, 4, 2, 2, 64, 32, capacity=caught.value.needed)
-    roomy.fill([*apart, blocks[1]], many, 3)
+    DeviceWork(anchor, 4, 2, 2, 64, 32, capacity=caught.value.needed).fill(*readers, many)
 
 
 def test_rows_are_written_where_they_belong():
@@ -174,10 +182,9 @@ def test_rows_are_written_where_they_belong():
     work = DeviceWork(anchor, 4, 2, 2, 64, 32)
     inputs, table = random_case(64, 2, 4, [20])
     q, keys, values = on_device(inputs)
-    at = kv_block(anchor, block[0, 0], block[0, 1])
-    places = [[at.key + token * 64, at.value + token * 64, 10 * 64, 2 * 2 * 10 * 64] for token in (7, 2, 3, 9)]
-    blocks = [kv_block(anchor, k, v) for k, v in zip(keys, values, strict=True)]
-    work.fill(blocks, table, 4, torch.tensor(places).numpy())
+    first_key, first_value, head_stride = place_of(anchor, block[0, 0], block[0, 1])
+    places = [[first_key + t * 64, first_value + t * 64, head_stride, block.stride(0)] for t in (7, 2, 3, 9)]
+    work.fill(*readers_of(anchor, keys, values, table), table, torch.tensor(places).numpy())
     key, value = torch.randn(2, 2, 4, 64, device=DEVICE)  # [H, S, D], as transformers has them
     work.write(key.transpose(0, 1), value.transpose(0, 1), 1)
     for row, token in enumerate((7, 2, 3, 9)):
@@ -190,7 +197,7 @@ def test_unaligned_blocks_are_refused():
     anchor = torch.zeros(1000, device=DEVICE)
     block = anchor[8:].unflatten(0, (2, -1))[:, : 2 * 64 * 3].view(2, 2, 3, 64)
     with pytest.raises(ValueError, match="multiples of 16"):
-        kv_block(anchor, block[0], block[1])
+        place_of(anchor, block[0], block[1])
 
 
 MUTANTS = {
@@ -225,7 +232,18 @@ def test_the_tolerance_sees_a_broken_kernel(mutant, tmp_path, monkeypatch):
         assert_as_accurate_as(packet_attention_triton(*inputs, table, D**-0.5), baseline, oracle)
 
 
-SHAPES = ["1,4,128", "32,4,128", "128,8,128", "1,7,128", "32,7,128", "1,3,64", "32,3,64", "32,4,96", "1,4,256", "32,8,256"]
+SHAPES = [
+    "1,4,128",
+    "32,4,128",
+    "128,8,128",
+    "1,7,128",
+    "32,7,128",
+    "1,3,64",
+    "32,3,64",
+    "32,4,96",
+    "1,4,256",
+    "32,8,256",
+]
 
 
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -15,32 +15,16 @@ from kvrag_kernels.packet_attention.triton import (
     tile_shape,
     write_rows,
 )
-from kvrag_kernels.packet_attention.work import KVBlock, plan_work
+from kvrag_kernels.packet_attention.work import plan_work, readers_of
 
-__all__ = ["DeviceWork", "kv_block", "packet_attention_triton"]
+__all__ = ["CapacityError", "DeviceWork", "packet_attention_triton"]
 
 _COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 4, "lanes": 3, "runs": 4}
 _KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
     ("piece_scales", "cos", "sin", "group_scale", "group_bias"), np.float32
 )
-_ALIGNED = 16  # numbers; the kernels read 16 bytes at once, of the smallest numbers there are
 _PROGRAMS = 2
 """Programs of a launch per multiprocessor."""
-
-
-def kv_block(anchor: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer_stride: int = 0) -> KVBlock:
-    """Where keys and values `[H, T, D]` are, seen from any tensor of their dtype on their device.
-
-    Raises:
-        ValueError: the tokens of a head do not stand one behind the other.
-    """
-    H, T, D = keys.shape
-    if keys.stride()[1:] != (D, 1) or keys.stride() != values.stride():
-        raise ValueError(f"expected tokens of {D} numbers one behind the other, found strides {keys.stride()}")
-    key, value = ((t.data_ptr() - anchor.data_ptr()) // anchor.element_size() for t in (keys, values))
-    if any(number % _ALIGNED for number in (key, value, keys.stride(0), layer_stride)):
-        raise ValueError(f"expected blocks that begin at multiples of {_ALIGNED} numbers, found {key} and {value}")
-    return KVBlock(key, value, T, keys.stride(0), layer_stride)
 
 
 class DeviceWork:
@@ -86,8 +70,8 @@ class DeviceWork:
             "lanes": 1024,
             "row_runs": rows + 1,
             "runs": 4 * rows,
-            "cos": 512,
-            "sin": 512,
+            "cos": 128,
+            "sin": 128,
             "group_scale": 16,
             "group_bias": 16,
             "places": rows,
@@ -114,22 +98,34 @@ class DeviceWork:
         self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
         self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
 
-    def fill(self, blocks: Sequence[KVBlock], table: AttentionTable, rows: int, places: np.ndarray | None = None) -> None:
+    def fill(
+        self,
+        readers: np.ndarray,
+        scales: np.ndarray,
+        table: AttentionTable,
+        places: np.ndarray | None = None,
+    ) -> None:
         """Put the next pass into the buffers, in the order of the device's stream.
 
         Args:
-            blocks: one per item of the table.
-            table: who sees what.
-            rows: of the pass, S at most; rows behind them read nothing.
+            readers: `[N, 10]` int64, columns as in `READER`; rows of the pass that are not named read nothing.
+            scales: `[N]` float32 that multiply the scores.
+            table: angles and merge groups; its items are not looked at.
             places: int64 `[rows, 4]`, where `write` puts a row: its key and its value in layer 0, head stride, layer
                 stride, all in elements from the anchor.
 
         Raises:
-            CapacityError: a buffer is too small.
+            CapacityError: a buffer is too small; all of them hold what they held.
         """
-        per_unit = max(1, self._tile.block_rows // self._group)
-        units = -(-_PROGRAMS * self._multiprocessors // self._heads)
-        work = plan_work(blocks, table, self.rows, self._head_dim, unit_rows=per_unit, units=units)
+        work = plan_work(
+            readers,
+            scales,
+            self.rows,
+            self._head_dim,
+            groups=len(table.group_scale),
+            unit_rows=max(1, self._tile.block_rows // self._group),
+            units=-(-_PROGRAMS * self._multiprocessors // self._heads),
+        )
         arrays = work.arrays() | self._shared(table)
         if places is not None:
             arrays["places"] = places
@@ -152,7 +148,7 @@ class DeviceWork:
         write_rows[(key.shape[0], self._heads)](
             key, value, self.anchor, a["places"], layer,
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-            D=self._head_dim, PADDED=_padded(self._head_dim), num_warps=1,
+            **_launch(1, D=self._head_dim, PADDED=_padded(self._head_dim)),
         )  # fmt: skip
 
     def attend(self, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
@@ -165,13 +161,14 @@ class DeviceWork:
             query, self.anchor, a["cos"], a["sin"], a["counts"], a["units"], a["items"], a["entries"], a["pieces"],
             a["piece_offsets"], a["piece_scales"], a["lanes"], self._partial, self._partial_lse,
             layer, scaling * LOG2_E, query.stride(0), query.stride(1),
-            HEADS=self._heads, GROUP=self._group, D=D, PADDED=_padded(D), HALF=self._half,
-            BLOCK_ROWS=tile.block_rows, BLOCK_TOKENS=tile.block_tokens,
-            UPCAST=INTERPRETED, num_warps=tile.warps, num_stages=tile.stages,
+            **_launch(
+                tile.warps, tile.stages, HEADS=self._heads, GROUP=self._group, D=D, PADDED=_padded(D), HALF=self._half,
+                BLOCK_ROWS=tile.block_rows, BLOCK_TOKENS=tile.block_tokens, UPCAST=INTERPRETED,
+            ),
         )  # fmt: skip
         merge_parts[(query.shape[0], query.shape[1])](
             self._partial, self._partial_lse, a["counts"], a["row_runs"], a["runs"], a["group_scale"], a["group_bias"],
-            output, output.stride(0), output.stride(1), D=D, PADDED=_padded(D), BLOCK_PARTS=16, num_warps=4,
+            output, output.stride(0), output.stride(1), **_launch(4, D=D, PADDED=_padded(D), BLOCK_PARTS=16),
         )  # fmt: skip
         return output
 
@@ -217,15 +214,19 @@ def packet_attention_triton(
     """
     S, HQ, D = query.shape
     H = keys[0].shape[0]
-    blocks = [kv_block(query, k, v) for k, v in zip(keys, values, strict=True)]
+    readers = readers_of(query, keys, values, table)
     half = table.cos.shape[1]
     try:
         work = DeviceWork(query, S, H, HQ // H, D, half, **options)
-        work.fill(blocks, table, S)
+        work.fill(*readers, table)
     except CapacityError as error:
         work = DeviceWork(query, S, H, HQ // H, D, half, capacity=error.needed, **options)
-        work.fill(blocks, table, S)
+        work.fill(*readers, table)
     return work.attend(query, 0, scaling)
+
+
+def _launch(warps: int, stages: int = 3, **constants: Any) -> dict[str, Any]:
+    return constants | {"num_warps": warps, "num_stages": stages}
 
 
 def _padded(head_dim: int) -> int:

@@ -1,13 +1,14 @@
 """Packet attention on a GPU, as Triton kernels.
 
-`reference.py` says what is computed, `work.py` how it is divided. Every program takes units until none is left, so that
-the same launch serves any prompt: that is what lets a CUDA graph hold it. Partial results are merged by a second kernel;
-a third puts a pass's own keys and values where the others look for them.
+`reference.py` says what is computed, `work.py` how it is divided. Every program takes units until none is left, so the
+same launch serves any prompt: that is what lets a CUDA graph hold it. Partial results are merged by a second kernel; a
+third puts a pass's own keys and values where the others look for them.
 """
+
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 
@@ -56,7 +57,7 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileSha
     return TileShape(64, tokens, 8, 3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def attend_units(
     query,
     anchor,
@@ -122,6 +123,7 @@ def attend_units(
             bound = tl.load(about + 1, mask=live, other=0)
             turn = tl.load(about + 2, mask=live, other=0)
             limit = tl.where(row >= first_row, row + bound, 0)
+            needed = tl.minimum(tokens, tl.max(limit, 0))  # rows of a prefill see few of their own tokens
             x = tl.load(q_at[:, None] + lo[None, :], mask=q_mask, other=0.0).to(tl.float32)
             y = tl.load(q_at[:, None] + hi[None, :], mask=q_mask, other=0.0).to(tl.float32)
             angle = turn[:, None] * HALF + i[None, :]
@@ -134,7 +136,7 @@ def attend_units(
             place += head * tl.load(piece_offsets + piece * 4 + 2)
             key = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4), 16)
             value = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4 + 1), 16)
-            for first in range(0, tokens, BLOCK_TOKENS):
+            for first in range(0, needed, BLOCK_TOKENS):
                 token = first + tl.arange(0, BLOCK_TOKENS)
                 there = (token < tokens)[:, None]
                 at = token[:, None] * D
@@ -220,7 +222,7 @@ def merge_parts(
     tl.store(to, (result / tl.maximum(total, 1e-30)).to(output.dtype.element_ty), mask=in_head)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def write_rows(
     key,
     value,

@@ -1,58 +1,49 @@
 """The work of one attention pass on a GPU, as flat arrays that kernels can read from buffers of their own.
 
-An extent is a block of keys and values somewhere in device memory. Extents that the same *lanes* read form a *chain*; a
-lane is the rows of one request. The tokens of a chain, one extent after another, are cut at equal distances into
-*items*, and items at the ends of extents into *pieces*. Every item gives its rows one partial result, a *part*. A *unit*
-is what one program does at a time: a block of an item's rows. An extent that several requests meet, each at its own
-place, is one block of one chain: its bytes are read once.
+An extent is a block of keys and values somewhere in device memory. A *reader* is one extent seen by the rows of one
+request. Extents with the same readers form a *chain*. The tokens of a chain, one extent after another, are cut at equal
+distances into *items*, and items at the ends of extents into *pieces*. Every item gives its rows one partial result, a
+*part*. A *unit* is what a program does at a time: a block of an item's rows. An extent that several requests meet, each
+at its own place, is one extent of one chain: its bytes are read once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 
-from kvrag_kernels.packet_attention.table import AttentionItem, AttentionTable
+from kvrag_kernels.packet_attention.table import AttentionTable
 
-__all__ = ["KVBlock", "Work", "plan_work"]
+__all__ = ["ALIGNED", "EVERY", "READER", "Work", "place_of", "plan_work", "readers_of"]
 
-_EVERY = 1 << 30  # a bound that every token is below, and a first row that no row reaches
+ALIGNED = 16
+"""Blocks begin at multiples of so many numbers: kernels read 16 bytes at once, of the smallest numbers there are."""
 
+EVERY = 1 << 30
+"""A bound that every token is below."""
 
-@dataclass(frozen=True, slots=True)
-class KVBlock:
-    """Where an extent is, in elements from an anchor: head `h` of layer `l` has its token `t` at
-    `key + l * layer_stride + h * head_stride + t * D`.
+READER = ("key", "value", "head_stride", "layer_stride", "tokens", "group", "first", "last", "bound", "turn")
+"""Columns of a reader, int64. Head `h` of layer `l` has the key of token `t` at `key + l * layer_stride +
+h * head_stride + t * D`, in elements from an anchor. Rows from `first` to before `last` read the extent: of its tokens
+those below their own number plus `bound`, turned back by row `turn - 1` of the table's angles; 0 is not at all."""
 
-    Attributes:
-        key: the first key.
-        value: the first value.
-        tokens: T.
-        head_stride: from head to head.
-        layer_stride: from layer to layer.
-    """
-
-    key: int
-    value: int
-    tokens: int
-    head_stride: int
-    layer_stride: int
+_TOKENS, _GROUP, _FIRST, _LAST, _BOUND = map(READER.index, ("tokens", "group", "first", "last", "bound"))
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the kernels read. `int32` unless the name says otherwise.
+    """What the kernels read; `int32` unless the name says otherwise. A lane is a reader of a chain's pieces.
 
     Attributes:
         counts: `[2]` units and merge groups.
         units: `[units, 2]` an item and a block of its rows.
         items: `[items + 1, 4]` first piece, first entry, number of entries, first part; the last row ends the pieces.
-        entries: `[entries, 2]` rows of the pass by item, and the lane each belongs to.
+        entries: `[entries, 2]` rows of the pass by chain, and the lane that each belongs to.
         pieces: `[pieces, 2]` tokens, and the first of its lanes.
         piece_offsets: int64 `[pieces, 4]` key, value, head stride and layer stride.
         piece_scales: float32 `[pieces]` that multiply the scores.
-        lanes: `[pieces x lanes of the chain, 3]` a row sees a piece if it is not before the first number, and of it the
-            tokens below its own number plus the second; it turns back by the third, where 0 is not at all.
+        lanes: `[lanes, 3]` first row, bound and turn.
         row_runs: `[rows + 1]` first of a row's runs.
         runs: `[runs, 4]` parts of a row: the first, the distance to the next, their number, their merge group.
         parts: partial results in all.
@@ -75,176 +66,195 @@ class Work:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
 
 
+def place_of(anchor: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[int, int, int]:
+    """Key, value and head stride of `[H, T, D]` tensors, seen from any tensor of their dtype on their device.
+
+    Raises:
+        ValueError: the tokens of a head do not stand one behind the other, or the block begins at an odd place.
+    """
+    _, _, D = keys.shape
+    if keys.stride()[1:] != (D, 1) or keys.stride() != values.stride():
+        raise ValueError(f"expected tokens of {D} numbers one behind the other, found strides {keys.stride()}")
+    key, value = ((t.data_ptr() - anchor.data_ptr()) // anchor.element_size() for t in (keys, values))
+    if any(number % ALIGNED for number in (key, value, keys.stride(0))):
+        raise ValueError(f"expected blocks that begin at multiples of {ALIGNED} numbers, found {key} and {value}")
+    return key, value, keys.stride(0)
+
+
+def readers_of(
+    anchor: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], table: AttentionTable
+) -> tuple[np.ndarray, np.ndarray]:
+    """Readers `[N, 10]` and score scales `[N]` of a table whose items have keys and values `[H, T, D]` of one layer."""
+    found = []
+    for item, k, v in zip(table.items, keys, values, strict=True):
+        bound = EVERY if item.diagonal is None else item.diagonal + 1 - item.first_row
+        turn = 0 if item.rotation is None else item.rotation + 1
+        place = (*place_of(anchor, k, v), 0, k.shape[1])
+        found.append((*place, item.group, item.first_row, item.last_row, bound, turn))
+    return np.asarray(found, np.int64), np.asarray([item.scale for item in table.items], np.float32)
+
+
 def plan_work(
-    blocks: Sequence[KVBlock],
-    table: AttentionTable,
+    readers: np.ndarray,
+    scales: np.ndarray,
     rows: int,
     head_dim: int,
     *,
+    groups: int,
     unit_rows: int,
     units: int,
     shortest: int = 256,
 ) -> Work:
-    """Cut the items of a table into pieces that keep a GPU busy.
+    """Cut extents into pieces that keep a GPU busy.
 
-    The cut depends on nothing but the arguments: the same pass gives the same bits again.
+    The cut depends on nothing but the arguments, and not on addresses: the same pass gives the same bits again.
 
     Args:
-        blocks: one per item of the table; equal blocks are read once for all their rows.
-        table: who sees what.
+        readers: `[N, 10]`, columns as in `READER`; those of one extent agree in its place, tokens, group and scale.
+        scales: `[N]` that multiply the scores.
         rows: S of the pass.
         head_dim: D.
+        groups: merge groups.
         unit_rows: rows that a unit takes at once.
         units: how many keep the GPU busy, counted for one KV head.
         shortest: tokens of an item of which there are several.
     """
-    chains = _chains(blocks, table.items)
-    ends = np.cumsum([sum(b.tokens for b in chain.blocks) * chain.blocks_of_rows(unit_rows) for chain in chains])
-    length = -(-max(shortest, -(-int(ends[-1]) // units)) // 64) * 64
-    cut = [_cut(chain, length, head_dim) for chain in chains]
-
-    widths = np.asarray([chain.width for chain in chains])
-    items_of = np.asarray([c.items for c in cut])
-    first_entry = np.cumsum(widths) - widths
-    pieces_before = np.cumsum([len(c.pieces) for c in cut]) - [len(c.pieces) for c in cut]
-    lanes_before = np.cumsum([len(c.lanes) for c in cut]) - [len(c.lanes) for c in cut]
-    parts_of = items_of * widths
-    first_part = np.cumsum(parts_of) - parts_of
-    chain_of = np.repeat(np.arange(len(chains)), items_of)
-    number = np.arange(len(chain_of)) - np.repeat(np.cumsum(items_of) - items_of, items_of)
-    items = np.zeros((len(chain_of) + 1, 4), np.int32)
-    items[:-1, 0] = np.concatenate([c.first_pieces + p for c, p in zip(cut, pieces_before, strict=True)])
-    items[:-1, 1] = first_entry[chain_of]
-    items[:-1, 2] = widths[chain_of]
-    items[:-1, 3] = first_part[chain_of] + number * widths[chain_of]
-    items[-1, 0] = sum(len(c.pieces) for c in cut)
-    for c, before in zip(cut, lanes_before, strict=True):
-        c.pieces[:, 1] += before
-    blocks_of = -(-items[:-1, 2] // unit_rows)
-    of_item = np.repeat(np.arange(len(chain_of)), blocks_of)
-    units_of = np.stack([of_item, np.arange(len(of_item)) - np.repeat(np.cumsum(blocks_of) - blocks_of, blocks_of)], 1)
+    chains = _chains(readers, scales)
+    work = sum(chain.total * -(-chain.width // unit_rows) for chain in chains)
+    length = -(-max(shortest, -(-work // units)) // 64) * 64
+    units_of: list[np.ndarray] = []
+    items: list[np.ndarray] = []
+    pieces: list[np.ndarray] = []
+    offsets: list[np.ndarray] = []
+    piece_scales: list[np.ndarray] = []
+    lanes: list[np.ndarray] = []
+    runs: list[np.ndarray] = []
+    n_items = n_pieces = n_lanes = n_entries = parts = 0
+    for chain in chains:
+        at, block, inside = chain.cut(length)
+        count = -(-chain.total // length)
+        number = np.arange(count)
+        item = np.empty((count, 4), np.int64)
+        item[:, 0] = n_pieces + np.searchsorted(at, number * length)
+        item[:, 1] = n_entries
+        item[:, 2] = chain.width
+        item[:, 3] = parts + number * chain.width
+        blocks_of_rows = -(-chain.width // unit_rows)
+        unit = np.empty((count * blocks_of_rows, 2), np.int64)
+        unit[:, 0] = np.repeat(n_items + number, blocks_of_rows)
+        unit[:, 1] = np.tile(np.arange(blocks_of_rows), count)
+        place = chain.readers[block, 0, :4]
+        place[:, :2] += inside[:, None] * head_dim
+        about = chain.readers[block][:, :, [_FIRST, _BOUND, _BOUND + 1]]
+        about[..., 1] -= np.where(about[..., 1] < EVERY, inside[:, None], 0)
+        run = np.empty((chain.width, 4), np.int64)
+        run[:, 0] = parts + np.arange(chain.width)
+        run[:, 1] = chain.width
+        run[:, 2] = count
+        run[:, 3] = chain.readers[0, 0, _GROUP]
+        units_of.append(unit)
+        items.append(item)
+        pieces.append(np.stack([np.diff(at, append=chain.total), n_lanes + np.arange(len(at)) * chain.lanes], 1))
+        offsets.append(place)
+        piece_scales.append(chain.scales[block])
+        lanes.append(about.reshape(-1, 3))
+        runs.append(run)
+        n_items += count
+        n_pieces += len(at)
+        n_lanes += len(at) * chain.lanes
+        n_entries += chain.width
+        parts += count * chain.width
     entries = np.concatenate([chain.entries() for chain in chains])
-    row_runs, runs = _runs(chains, entries, rows, first_part, widths, items_of)
+    of_rows = np.concatenate(runs)
+    order = np.lexsort((of_rows[:, 3], entries[:, 0]))
+    end = np.asarray([[n_pieces, 0, 0, 0]])
     return Work(
-        counts=np.asarray([len(units_of), len(table.group_scale)], np.int32),
-        units=units_of.astype(np.int32),
-        items=items,
-        entries=entries,
-        pieces=np.concatenate([c.pieces for c in cut]),
-        piece_offsets=np.concatenate([c.offsets for c in cut]),
-        piece_scales=np.concatenate([c.scales for c in cut]),
-        lanes=np.concatenate([c.lanes for c in cut]),
-        row_runs=row_runs,
-        runs=runs,
-        parts=int(parts_of.sum()),
+        counts=np.asarray([sum(map(len, units_of)), groups], np.int32),
+        units=np.concatenate(units_of).astype(np.int32),
+        items=np.concatenate([*items, end]).astype(np.int32),
+        entries=entries.astype(np.int32),
+        pieces=np.concatenate(pieces).astype(np.int32),
+        piece_offsets=np.concatenate(offsets),
+        piece_scales=np.concatenate(piece_scales),
+        lanes=np.concatenate(lanes).astype(np.int32),
+        row_runs=np.searchsorted(entries[order, 0], np.arange(rows + 1)).astype(np.int32),
+        runs=of_rows[order].astype(np.int32),
+        parts=parts,
     )
 
 
 @dataclass(slots=True)
 class _Chain:
-    """Extents that the same lanes read, in one merge group.
+    """Extents with the same readers.
 
     Attributes:
-        group: the merge group.
-        begins: of each lane, the first row that sees any of the extents.
-        ends: of each lane, one past the last row.
-        blocks: the extents.
-        scales: of each extent.
-        readers: of each extent and lane: first row, bound, turn.
+        readers: `[extents, lanes, 10]`.
+        scales: `[extents]`.
+        begins: `[lanes]` the first row that sees any of the extents.
+        width: rows of all lanes.
+        total: tokens of all extents.
     """
 
-    group: int
-    begins: list[int]
-    ends: list[int]
-    blocks: list[KVBlock]
-    scales: list[float]
-    readers: list[list[tuple[int, int, int]]]
+    readers: np.ndarray
+    scales: np.ndarray
+    begins: np.ndarray
+    width: int
+    total: int
+
+    @classmethod
+    def of(cls, readers: np.ndarray, scales: np.ndarray) -> "_Chain":
+        """The chain of readers `[extents, lanes, 10]` and scales `[extents]`."""
+        begins = readers[:, :, _FIRST].min(0)
+        width = int((readers[0, :, _LAST] - begins).sum())
+        return cls(readers, scales, begins, width, int(readers[:, 0, _TOKENS].sum()))
 
     @property
-    def width(self) -> int:
-        """Rows that read the chain."""
-        return sum(self.ends) - sum(self.begins)
-
-    def blocks_of_rows(self, unit_rows: int) -> int:
-        return -(-self.width // unit_rows)
+    def lanes(self) -> int:
+        """Readers of each extent."""
+        return self.readers.shape[1]
 
     def entries(self) -> np.ndarray:
         """`[width, 2]` row and lane."""
-        spans = zip(self.begins, self.ends, strict=True)
-        found = [np.stack([np.arange(a, b), np.full(b - a, lane)], 1) for lane, (a, b) in enumerate(spans)]
-        return np.concatenate(found).astype(np.int32)
+        counts = self.readers[0, :, _LAST] - self.begins
+        before = np.cumsum(counts) - counts
+        lane = np.repeat(np.arange(self.lanes), counts)
+        return np.stack([np.arange(self.width) - before[lane] + self.begins[lane], lane], 1)
+
+    def cut(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where pieces begin: among the chain's tokens, the extent, and the token of the extent."""
+        tokens = self.readers[:, 0, _TOKENS]
+        starts = np.cumsum(tokens) - tokens
+        at = np.union1d(starts, np.arange(0, self.total, length))
+        block = np.searchsorted(starts, at, "right") - 1
+        return at, block, at - starts[block]
 
 
-def _chains(blocks: Sequence[KVBlock], items: Sequence[AttentionItem]) -> list[_Chain]:
-    """Equal blocks joined, blocks with the same readers in a row."""
-    readers: dict[tuple[KVBlock, float, int], list[AttentionItem]] = {}
-    for block, item in zip(blocks, items, strict=True):
-        readers.setdefault((block, item.scale, item.group), []).append(item)
-    chains: dict[tuple[int, ...], _Chain] = {}
-    for (block, scale, group), of_block in readers.items():
-        ends = [item.last_row for item in of_block]
-        begins = [item.first_row for item in of_block]
-        known = chains.get((group, *ends))
-        if known is None:
-            known = chains[group, *ends] = _Chain(group, begins, ends, [], [], [])
-        else:
-            known.begins = [min(a, b) for a, b in zip(known.begins, begins, strict=True)]
-        known.blocks.append(block)
-        known.scales.append(scale)
-        known.readers.append([_reader(item) for item in of_block])
-    return list(chains.values())
+def _chains(readers: np.ndarray, scales: np.ndarray) -> list[_Chain]:
+    """Readers of one extent brought together, then extents with the same readers."""
+    alike = not np.any(readers[:, [_GROUP, _LAST]] != readers[0, [_GROUP, _LAST]])
+    if alike and len(set(readers[:, 0].tolist())) == len(readers):
+        return [_Chain.of(readers[:, None], scales)]  # a single request: the shortest way, for it is waited for
+    known = np.column_stack([readers[:, : _GROUP + 1], scales.view(np.int32)])
+    extent, first = _alike(known)
+    ends, lane = np.unique(readers[:, _LAST], return_inverse=True)
+    members = np.zeros((len(first), len(ends) + 1), np.int64)
+    np.add.at(members, (extent, lane), 1)  # a prompt may hold a packet twice
+    members[:, -1] = readers[first, _GROUP]
+    chain, _ = _alike(members)
+    order = np.lexsort((readers[:, _LAST], extent, chain[extent]))
+    borders = np.searchsorted(chain[extent][order], np.arange(1, chain.max() + 1))
+    found = []
+    for mine in np.split(order, borders):
+        of_chain = readers[mine].reshape(len(np.unique(extent[mine])), -1, len(READER))
+        found.append(_Chain.of(of_chain, scales[mine][:: of_chain.shape[1]]))
+    return found
 
 
-def _reader(item: AttentionItem) -> tuple[int, int, int]:
-    bound = _EVERY if item.diagonal is None else item.diagonal + 1 - item.first_row
-    return item.first_row, bound, 0 if item.rotation is None else item.rotation + 1
-
-
-@dataclass(slots=True)
-class _Cut:
-    """A chain in pieces; numbers count from the chain's own first piece and lane."""
-
-    items: int
-    first_pieces: np.ndarray
-    pieces: np.ndarray
-    offsets: np.ndarray
-    scales: np.ndarray
-    lanes: np.ndarray
-
-
-def _cut(chain: _Chain, length: int, head_dim: int) -> _Cut:
-    """Cut a chain every `length` tokens and at the ends of its extents."""
-    tokens = np.asarray([block.tokens for block in chain.blocks])
-    starts = np.cumsum(tokens) - tokens
-    total = int(tokens.sum())
-    at = np.union1d(starts, np.arange(0, total, length))
-    block = np.searchsorted(starts, at, "right") - 1
-    inside = at - starts[block]
-    places = np.asarray([(b.key, b.value, b.head_stride, b.layer_stride) for b in chain.blocks], np.int64)[block]
-    places[:, :2] += inside[:, None] * head_dim
-    lanes = np.asarray(chain.readers, np.int64)[block]  # [pieces, lanes, 3]
-    bound = lanes[..., 1]
-    lanes[..., 1] = np.where(bound < _EVERY, bound - inside[:, None], bound)
-    count = lanes.shape[1]
-    return _Cut(
-        items=-(-total // length),
-        first_pieces=np.searchsorted(at, np.arange(0, total, length)),
-        pieces=np.stack([np.diff(at, append=total), np.arange(len(at)) * count], 1).astype(np.int32),
-        offsets=places,
-        scales=np.asarray(chain.scales, np.float32)[block],
-        lanes=lanes.reshape(-1, 3).astype(np.int32),
-    )
-
-
-def _runs(
-    chains: Sequence[_Chain], entries: np.ndarray, rows: int, first_part: np.ndarray, widths: np.ndarray, items: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where the parts of every row are, by merge group: `[rows + 1]` and `[runs, 4]`."""
-    chain = np.repeat(np.arange(len(chains)), widths)
-    inside = np.arange(len(entries)) - np.repeat(np.cumsum(widths) - widths, widths)
-    found = np.stack(
-        [first_part[chain] + inside, widths[chain], items[chain], np.asarray([c.group for c in chains])[chain]], 1
-    )
-    order = np.lexsort((found[:, 3], entries[:, 0]))
-    row_runs = np.searchsorted(entries[order, 0], np.arange(rows + 1))
-    return row_runs.astype(np.int32), found[order].astype(np.int32)
+def _alike(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number equal rows alike, in the order of their first appearance; the second array says where that is."""
+    order = np.lexsort(rows.T)
+    new = np.flatnonzero(np.any(rows[order[1:]] != rows[order[:-1]], axis=1)) + 1
+    first = order[np.concatenate(([0], new))]  # the sort is stable
+    numbers = np.empty(len(rows), np.int64)
+    numbers[order] = np.repeat(np.argsort(np.argsort(first)), np.diff(np.concatenate(([0], new, [len(rows)]))))
+    return numbers, np.sort(first)

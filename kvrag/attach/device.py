@@ -1,0 +1,165 @@
+"""A pass whose attention runs on a GPU, by kernels that find their work in device memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from kvrag_kernels.packet_attention import AttentionTable
+from kvrag_kernels.packet_attention.device import CapacityError, DeviceWork
+from kvrag_kernels.packet_attention.work import ALIGNED, EVERY
+from torch.nn.functional import scaled_dot_product_attention
+
+from kvrag.attach.lane import Geometry, Lane
+from kvrag.rope import Rope
+
+__all__ = ["DevicePass", "DeviceWorks", "PlainPass"]
+
+
+class DeviceWorks:
+    """Work buffers of one model, by the number of rows they are for.
+
+    Args:
+        geometry: of the model.
+        rope: of the model.
+        dtype: of keys and values.
+        device: of the model.
+    """
+
+    def __init__(self, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> None:
+        self.anchor = torch.zeros(16, dtype=dtype, device=device)
+        self._geometry = geometry
+        self._half = len(rope.inv_freq)
+        self._works: dict[int, DeviceWork] = {}
+
+    @classmethod
+    def of(cls, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> "DeviceWorks | None":
+        """Buffers for a model, or None where its heads have a size that the kernels do not take."""
+        return None if geometry.head_dim % ALIGNED else cls(geometry, rope, dtype, device)
+
+    def filled(
+        self, rows: int, readers: np.ndarray, scales: np.ndarray, table: AttentionTable, places: np.ndarray
+    ) -> DeviceWork:
+        """Buffers for at least `rows` rows that hold this work, larger ones if it does not fit."""
+        size = max(16, 1 << (rows - 1).bit_length())
+        work = self._works.get(size) or self._make(size, {})
+        try:
+            work.fill(readers, scales, table, places)
+        except CapacityError as error:
+            work = self._make(size, error.needed)
+            work.fill(readers, scales, table, places)
+        return work
+
+    def _make(self, rows: int, capacity: dict[str, int]) -> DeviceWork:
+        g = self._geometry
+        group = g.heads // g.kv_heads
+        work = DeviceWork(self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, capacity=capacity)
+        self._works[rows] = work
+        return work
+
+
+class DevicePass:
+    """One forward pass over rows of several lanes; takes the place of `AttentionPass`.
+
+    Args:
+        lanes: the lanes, in the order of their rows in the pass.
+        rows: number of rows each lane computes now.
+        rope: of the model.
+        works: to fill.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks) -> None:
+        self.layers_seen = 0
+        self._lanes = list(zip(lanes, rows, strict=True))
+        turns: dict[int, int] = {0: 0}
+        readers: list[tuple[int, ...]] = []
+        places: list[np.ndarray] = []
+        first = 0
+        for lane, count in self._lanes:
+            lane.reserve(count)
+            last = first + count
+            for extent in lane.extents:
+                seen_from = first + max(0, extent.seen_from - lane.length)
+                if seen_from < last:
+                    turn = turns.setdefault(extent.turn, len(turns))
+                    readers.append((*_block(works.anchor, extent.kv), 0, seen_from, last, EVERY, turn))
+            end = lane.length + count
+            own = _block(works.anchor, lane.own(0, end))
+            readers.append((*own, 0, first, last, lane.length + 1 - first, 0))
+            places.append(_places(works.anchor, lane, count))
+            first = last
+        cos, sin = rope.angles(list(turns)[1:])
+        table = AttentionTable((), cos, sin)
+        scales = np.ones(len(readers), np.float32)
+        self._work = works.filled(first, np.asarray(readers, np.int64), scales, table, np.concatenate(places))
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Write the rows' keys and values `[H, S, D]` into their lanes and attend: `[S, HQ, D]` from `[HQ, S, D]`."""
+        self._work.write(key.transpose(0, 1), value.transpose(0, 1), layer)
+        self.layers_seen += 1
+        return self._work.attend(query.transpose(0, 1), layer, scaling)
+
+    def commit(self) -> None:
+        """Make the rows of a pass that went through part of their lanes."""
+        for lane, count in self._lanes:
+            lane.advance(count)
+
+
+class PlainPass:
+    """One forward pass over lanes that are empty: what PyTorch's own attention does best.
+
+    Args:
+        lanes: the lanes, in the order of their rows in the pass; without rows and extents.
+        rows: number of rows each lane computes now.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], rows: Sequence[int]) -> None:
+        self.layers_seen = 0
+        self._lanes = list(zip(lanes, rows, strict=True))
+        for lane, count in self._lanes:
+            lane.reserve(count)
+
+    @staticmethod
+    def takes(lanes: Sequence[Lane]) -> bool:
+        """Whether all lanes are empty."""
+        return not any(lane.length or lane.extents for lane in lanes)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Write the rows' keys and values `[H, S, D]` into their lanes and attend: `[S, HQ, D]` from `[HQ, S, D]`."""
+        self.layers_seen += 1
+        found: list[torch.Tensor] = []
+        first = 0
+        for lane, count in self._lanes:
+            rows = slice(first, first + count)
+            lane.write(layer, key[:, rows], value[:, rows])
+            q, k, v = (t[None, :, rows] for t in (query, key, value))
+            found.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)[0])
+            first += count
+        return (torch.cat(found, 1) if len(found) > 1 else found[0]).transpose(0, 1)
+
+    def commit(self) -> None:
+        """Make the rows of a pass that went through part of their lanes."""
+        for lane, count in self._lanes:
+            lane.advance(count)
+
+
+def _block(anchor: torch.Tensor, kv: torch.Tensor) -> tuple[int, int, int, int, int]:
+    """Key, value, head stride, layer stride and tokens of a block `[L, 2, H, T, D]`, seen from the anchor."""
+    layer, half, head, token, _ = kv.stride()
+    begin = (kv.data_ptr() - anchor.data_ptr()) // anchor.element_size()
+    if token != kv.shape[4] or any(number % ALIGNED for number in (begin, half, head, layer)):
+        raise ValueError(f"expected a block at a multiple of {ALIGNED} numbers, found one at {begin}, {kv.stride()}")
+    return begin, begin + half, head, layer, kv.shape[3]
+
+
+def _places(anchor: torch.Tensor, lane: Lane, count: int) -> np.ndarray:
+    """`[count, 4]` where the lane's next rows go."""
+    block = lane.own(0, lane.length + count)
+    key, value, head, layer, _ = _block(anchor, block)
+    found = np.empty((count, 4), np.int64)
+    token = np.arange(lane.length, lane.length + count) * block.shape[4]
+    found[:, 0], found[:, 1], found[:, 2], found[:, 3] = key + token, value + token, head, layer
+    return found

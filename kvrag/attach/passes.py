@@ -1,0 +1,53 @@
+"""Which pass answers the attention layers where."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvrag.attach.attention import AttentionPass
+from kvrag.attach.lane import Geometry, Lane
+from kvrag.rope import Rope
+
+if TYPE_CHECKING:
+    from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
+
+__all__ = ["Passes"]
+
+
+class Passes:
+    """Makes the passes of one model.
+
+    Args:
+        geometry: of the model.
+        rope: of the model.
+        dtype: of keys and values.
+        device: of the model.
+
+    Attributes:
+        works: of the kernels for GPUs; None where they cannot be used.
+    """
+
+    def __init__(self, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> None:
+        self._rope = rope
+        self.works: DeviceWorks | None = None
+        if device.type == "cuda" and _has_triton():
+            from kvrag.attach.device import DeviceWorks
+
+            self.works = DeviceWorks.of(geometry, rope, dtype, device)
+
+    def new(self, lanes: Sequence[Lane], rows: Sequence[int]) -> "AttentionPass | DevicePass | PlainPass":
+        """A forward pass over `rows` rows of each lane."""
+        if self.works is None:
+            return AttentionPass(lanes, rows, self._rope)
+        from kvrag.attach.device import DevicePass, PlainPass
+
+        return PlainPass(lanes, rows) if PlainPass.takes(lanes) else DevicePass(lanes, rows, self._rope, self.works)
+
+
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401  # an extra
+    except ImportError:
+        return False
+    return True
