@@ -3,12 +3,13 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,16 +20,20 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
-from kvrag.attach import PASS_KWARG, Geometry, Lane, Pass, Passes, attend
+from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, attend
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
 from kvrag.tokenizing import ChunkTokenizer
 
+if TYPE_CHECKING:
+    from kvrag.graphs import ForwardGraphs
+
 __all__ = ["LanguageModel", "Rows", "convert_gguf"]
 
 _PREFIX = "kvrag_"
 _IMPLEMENTATION_KWARG = "kvrag_implementation"
+_SHARE_OF_FREE = 0.4  # of a GPU's memory, for packets; the rest is for activations, lanes and others
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class LanguageModel:
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.passes = Passes(self.geometry, self.rope, self.dtype, self.device)
+        self.graphs: ForwardGraphs | None = None
         self._original = model.config._attn_implementation
         if not self._original.startswith(_PREFIX):
             model.set_attn_implementation(_register(self._original))
@@ -196,6 +202,18 @@ class LanguageModel:
         """An empty lane with room for `capacity` rows."""
         return Lane(self.geometry, capacity, self.dtype, self.device)
 
+    def new_pool(self, capacity: int | None = None) -> DevicePool | None:
+        """A pool of packets on the device, or None where packets are not kept on another device than the host.
+
+        Args:
+            capacity: in bytes; None takes 0.4 of what is free.
+        """
+        if self.passes.works is None:
+            return None
+        if capacity is None:
+            capacity = int(_SHARE_OF_FREE * torch.cuda.mem_get_info(self.device)[0])
+        return DevicePool(self.geometry, self.dtype, self.device, capacity)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the tokenizer says how a conversation is written; if not, `render` names the roles in plain text."""
@@ -241,7 +259,11 @@ class LanguageModel:
             first += count
             last.append(first - 1)
         current = self.passes.new([r.lane for r in rows], counts)
-        logits = self.run(embeds, positions, current, torch.tensor(last, device=self.device))
+        wanted = torch.tensor(last, device=self.device)
+        if self.graphs is not None and self.graphs.takes(current):
+            logits = self.graphs.run(embeds, positions, current, wanted)
+        else:
+            logits = self.run(embeds, positions, current, wanted)
         current.commit()
         return logits
 
@@ -265,7 +287,14 @@ class LanguageModel:
         """Input embeddings `[S, hidden]` of token ids `[S]`, made by the model's own module: some scale there."""
         return self._model.get_input_embeddings()(ids)
 
-    def run(self, embeds: torch.Tensor, positions: torch.Tensor, current: Pass, wanted: torch.Tensor) -> torch.Tensor:
+    def run(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        current: Pass,
+        wanted: torch.Tensor,
+        forward: Callable[..., Any] | None = None,
+    ) -> torch.Tensor:
         """Logits `[n, vocab]` of some rows of a pass; gradients flow, unless the caller says otherwise.
 
         Args:
@@ -273,11 +302,12 @@ class LanguageModel:
             positions: `[S]` in their prompts.
             current: answers the attention layers.
             wanted: `[n]` row numbers.
+            forward: the model's own, or what stands in for it.
 
         Raises:
             UnsupportedModelError: a layer did not call the attention function.
         """
-        logits = self._model(
+        logits = (self._model if forward is None else forward)(
             inputs_embeds=embeds[None],
             position_ids=positions[None],
             attention_mask=embeds.new_zeros(1, 1, 1, 1),  # any 4-D mask: transformers then builds none of its own
@@ -310,6 +340,48 @@ class LanguageModel:
             use_cache=False,
             **{_IMPLEMENTATION_KWARG: implementation or None},
         ).logits[0]
+
+    def record_passes(self, *, compiled: bool = False) -> None:
+        """Have passes of few rows recorded as CUDA graphs when they first come, and replayed from then on.
+
+        Does nothing where there is no GPU, or no Triton.
+
+        Args:
+            compiled: let torch.compile join small kernels first; takes up to a minute per size.
+        """
+        if self.graphs is None and self.passes.works is not None and self.device.type == "cuda":
+            from kvrag.graphs import ForwardGraphs
+
+            self.graphs = ForwardGraphs(self.compiled_run() if compiled else self.run)
+
+    def compiled_run(self, **options: Any) -> Callable[[torch.Tensor, torch.Tensor, Pass, torch.Tensor], torch.Tensor]:
+        """`run` through torch.compile, for rows of fixed numbers.
+
+        Args:
+            options: of torch.compile.
+        """
+        forward = torch.compile(self._model, dynamic=False, **options)
+
+        def run(embeds: torch.Tensor, positions: torch.Tensor, current: Pass, wanted: torch.Tensor) -> torch.Tensor:
+            return self.run(embeds, positions, current, wanted, forward)
+
+        return run
+
+    def forget_passes(self) -> None:
+        """Record passes anew, since the weights they read have moved."""
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def warm_up(self) -> float:
+        """Record all passes that can be recorded now; the seconds it took."""
+        begin = time.perf_counter()
+        if self.graphs is not None:
+            for size in self.graphs.sizes:
+                lane = self.new_lane(size + 1)
+                self.forward([Rows(lane, [0], [0])])
+                self.forward([Rows(lane, [0] * size, range(1, size + 1))])
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begin
 
     def close(self) -> None:
         """Give the model its own attention implementation's name back."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kvrag.attach import ComputedStates, Extent, Lane
+from kvrag.attach import Block, ComputedStates, DevicePool, Extent, Lane, PoolHold
 from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, PacketKey, digest_fields
 from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
@@ -64,15 +64,28 @@ class Plan:
         rows: what is left to compute.
         cached: rows of the prompt that nobody computes: packets and states of earlier prompts.
         computed_text: of every computed segment, the digest before it, its ids, and where its rows stand.
+        hold: what keeps its packets on the device, if they are in a pool; released with the plan.
     """
 
     lane: Lane
     rows: Rows
     cached: int
     computed_text: list[tuple[str, Sequence[int], torch.Tensor | None, int]] = field(default_factory=list)
+    hold: PoolHold | None = None
+
+    def release(self) -> None:
+        """Let the packets go; calling it again does nothing."""
+        if self.hold is not None:
+            self.hold.release()
 
 
-def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, new_tokens: int) -> Plan:
+def plan_lane(
+    model: LanguageModel,
+    prepared: Prepared,
+    states: ComputedStates,
+    new_tokens: int,
+    pool: DevicePool | None = None,
+) -> Plan:
     """Attach what is known and list what is to be computed.
 
     At least the prompt's last row is computed, since the first token is sampled from it.
@@ -82,7 +95,16 @@ def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, 
         prepared: the prompt; its last segment is not a packet.
         states: computed for earlier prompts.
         new_tokens: rows to make room for behind the prompt.
+        pool: of packets on the device; without one they are copied there for this plan alone.
+
+    Raises:
+        PoolFullError: the pool has no room until other plans are released.
     """
+    attached = {segment.key for segment in prepared.segments if isinstance(segment, PacketSegment)}
+    packets = {key: prepared.packets[key] for key in attached}
+    hold = None if pool is None else pool.hold(packets.values())
+    blocks: Mapping[PacketKey, torch.Tensor | Block]
+    blocks = {key: p.kv.to(model.device) for key, p in packets.items()} if hold is None else hold.slots
     ids: list[int] = []
     positions: list[int] = []
     soft: list[tuple[int, torch.Tensor]] = []
@@ -91,7 +113,7 @@ def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, 
     chain, reusing = prepared.chain, prepared.keeps_computed
     for number, (segment, start) in enumerate(zip(prepared.segments, prepared.starts, strict=True)):
         if isinstance(segment, PacketSegment):
-            extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), model.device))
+            extents.append(Extent.of_packet(packets[segment.key], start, len(ids), blocks[segment.key]))
             chain = digest_fields(chain, "packet", segment.key, str(start))
             continue
         if isinstance(segment, SoftSegment):
@@ -113,7 +135,7 @@ def plan_lane(model: LanguageModel, prepared: Prepared, states: ComputedStates, 
     lane = model.new_lane(len(ids) + new_tokens)
     lane.attach(extents)
     cached = prepared.tokens - len(ids)
-    return Plan(lane, Rows(lane, ids, positions, soft), cached, texts)
+    return Plan(lane, Rows(lane, ids, positions, soft), cached, texts, hold)
 
 
 def _ids(segment: TextSegment | SoftSegment) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from kvrag.attach import ComputedStates, release_helpers
+from kvrag.attach import ComputedStates, DevicePool, PoolFullError, release_helpers
 from kvrag.completion import Completion, Delivery, Timings, Usage
 from kvrag.errors import EngineError
 from kvrag.generate import Sampler, TextStream
@@ -55,12 +55,16 @@ class Request:
     _sampler: Sampler | None = None
     _text: TextStream | None = None
 
-    def next_rows(self, model: LanguageModel, states: ComputedStates) -> Rows:
-        """What to compute in the next pass: the prompt's missing rows first, then the token sampled last."""
+    def next_rows(self, model: LanguageModel, states: ComputedStates, pool: DevicePool | None) -> Rows:
+        """What to compute in the next pass: the prompt's missing rows first, then the token sampled last.
+
+        Raises:
+            PoolFullError: the prompt's packets have no room on the device yet.
+        """
         if self.plan is None:
             begin = time.perf_counter()
             room = min(self.sampling.max_new_tokens, _ROOM)
-            self.plan = plan_lane(model, self.prepared, states, room)
+            self.plan = plan_lane(model, self.prepared, states, room, pool)
             ids = self.prepared.token_ids
             self._sampler = Sampler(self.sampling, ids, model.device)
             self._text = TextStream(model.tokenizer, ids, self.sampling.stop)
@@ -87,13 +91,18 @@ class Request:
 
     def finish(self, reason: Literal["stop", "length", "cancelled"], model: LanguageModel) -> None:
         """Deliver the completion."""
-        self.finished = True
+        self._end()
         self.delivery.put(self._completion(reason, model))
 
     def fail(self, error: BaseException) -> None:
         """Deliver an error instead of an answer."""
-        self.finished = True
+        self._end()
         self.delivery.put(error)
+
+    def _end(self) -> None:
+        self.finished = True
+        if self.plan is not None:
+            self.plan.release()
 
     def _deliver(self, piece: str) -> None:
         if piece:
@@ -121,31 +130,39 @@ class Request:
         )
 
 
-def step(model: LanguageModel, states: ComputedStates, requests: Sequence[Request]) -> list[Request]:
+def step(
+    model: LanguageModel, states: ComputedStates, requests: Sequence[Request], pool: DevicePool | None = None
+) -> list[Request]:
     """One pass for all requests: each gets its prompt's rows computed, or one more token. Returns the unfinished ones.
 
     Prompts and single tokens of different requests share the pass; a request that is cancelled or fails to attach
-    leaves the others alone.
+    leaves the others alone. One whose packets have no room on the device waits for those that have.
     """
     rows: list[Rows] = []
     running: list[Request] = []
+    waiting: list[Request] = []
     for request in requests:
         if request.delivery.cancelled.is_set():
             request.finish("cancelled", model)
             continue
         try:
-            rows.append(request.next_rows(model, states))
+            rows.append(request.next_rows(model, states, pool))
             running.append(request)
+        except PoolFullError as error:
+            if any(other.plan is not None and not other.finished for other in requests):
+                waiting.append(request)
+            else:
+                request.fail(error)
         except Exception as error:
             request.fail(error)
     if not running:
-        return []
+        return waiting
     try:
         logits = model.forward(rows)
     except Exception as error:
         for request in running:
             request.fail(error)
-        return []
+        return waiting
     for request, of_request in zip(running, logits, strict=True):
         try:
             request.accept(of_request, model)
@@ -153,7 +170,7 @@ def step(model: LanguageModel, states: ComputedStates, requests: Sequence[Reques
                 remember(request.plan, states, request.tokens)
         except Exception as error:
             request.fail(error)
-    return [request for request in running if not request.finished]
+    return [request for request in running if not request.finished] + waiting
 
 
 class Worker:
@@ -162,11 +179,13 @@ class Worker:
     Args:
         model: owned by this worker's thread from now on.
         states: computed for earlier prompts.
+        pool: of packets on the device, if they are kept there.
     """
 
-    def __init__(self, model: LanguageModel, states: ComputedStates) -> None:
+    def __init__(self, model: LanguageModel, states: ComputedStates, pool: DevicePool | None = None) -> None:
         self._model = model
         self._states = states
+        self._pool = pool
         self._inbox: queue.SimpleQueue[Request | Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kvrag-worker", daemon=True)
@@ -220,7 +239,7 @@ class Worker:
                     active.append(item)
                 else:
                     item()
-            active = step(self._model, self._states, active)
+            active = step(self._model, self._states, active, self._pool)
 
     def _release_helpers(self) -> None:
         """Have the calling thread give its OpenMP helpers back, if the model computes on the same cores."""

@@ -2,17 +2,20 @@
 
 from kvrag.attach.attention import PASS_KWARG, AttentionPass, Pass, attend
 from kvrag.attach.computed import ComputedStates
-from kvrag.attach.lane import Extent, Geometry, Lane
+from kvrag.attach.lane import Block, Extent, Geometry, Lane
 from kvrag.attach.layout import NO_SPAN, PackedLayout, pack_layout
 from kvrag.attach.packed import PackedPass, PackedStates, StepPass
 from kvrag.attach.passes import Passes
+from kvrag.attach.pool import DevicePool, PoolFullError, PoolHold
 from kvrag.attach.threads import release_helpers
 
 __all__ = [
     "NO_SPAN",
     "PASS_KWARG",
     "AttentionPass",
+    "Block",
     "ComputedStates",
+    "DevicePool",
     "Extent",
     "Geometry",
     "Lane",
@@ -21,6 +24,8 @@ __all__ = [
     "PackedStates",
     "Pass",
     "Passes",
+    "PoolFullError",
+    "PoolHold",
     "StepPass",
     "attend",
     "pack_layout",

@@ -12,7 +12,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from kvrag.attach.lane import Geometry, Lane
 from kvrag.rope import Rope
 
-__all__ = ["DevicePass", "DeviceWorks", "PlainPass"]
+__all__ = ["SIZES", "DevicePass", "DeviceWorks", "PlainPass"]
+
+SIZES = (1, 16, 32, 64, 128)
+"""Rows of passes that are recorded."""
 
 
 class DeviceWorks:
@@ -26,7 +29,7 @@ class DeviceWorks:
     """
 
     def __init__(self, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> None:
-        self.anchor = torch.zeros(16, dtype=dtype, device=device)
+        self.anchor = torch.zeros(2 * geometry.head_dim, dtype=dtype, device=device)
         self._geometry = geometry
         self._half = len(rope.inv_freq)
         self._works: dict[int, DeviceWork] = {}
@@ -40,7 +43,10 @@ class DeviceWorks:
         self, rows: int, readers: np.ndarray, scales: np.ndarray, table: AttentionTable, places: np.ndarray
     ) -> DeviceWork:
         """Buffers for at least `rows` rows that hold this work, larger ones if it does not fit."""
-        size = max(16, 1 << (rows - 1).bit_length())
+        size = next((size for size in SIZES if rows <= size), 1 << (rows - 1).bit_length())
+        padding = np.zeros((size - len(places), 4), np.int64)
+        padding[:, 1] = self._geometry.head_dim
+        places = np.concatenate([places, padding])  # rows that fill a recorded pass up write into the anchor
         work = self._works.get(size) or self._make(size, {})
         try:
             work.fill(readers, scales, table, places)
@@ -90,15 +96,22 @@ class DevicePass:
         cos, sin = rope.angles(list(turns)[1:])
         table = AttentionTable((), cos, sin)
         scales = np.ones(len(readers), np.float32)
-        self._work = works.filled(first, np.asarray(readers, np.int64), scales, table, np.concatenate(places))
+        self.rows = first
+        self.work = works.filled(first, np.asarray(readers, np.int64), scales, table, np.concatenate(places))
+
+    @classmethod
+    def over(cls, work: DeviceWork) -> "DevicePass":
+        """A pass over whatever is in the buffers when it is done."""
+        made = cls.__new__(cls)
+        made.layers_seen, made.rows, made.work, made._lanes = 0, work.rows, work, []
+        return made
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         """Write the rows' keys and values `[H, S, D]` into their lanes and attend: `[S, HQ, D]` from `[HQ, S, D]`."""
-        self._work.write(key.transpose(0, 1), value.transpose(0, 1), layer)
         self.layers_seen += 1
-        return self._work.attend(query.transpose(0, 1), layer, scaling)
+        return self.work.pass_layer(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), layer, scaling)
 
     def commit(self) -> None:
         """Make the rows of a pass that went through part of their lanes."""

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
 from kvrag.packet import Packet
 
-__all__ = ["Extent", "Geometry", "Lane"]
+__all__ = ["Block", "Extent", "Geometry", "Lane"]
 
 
 @dataclass(frozen=True)
@@ -33,33 +34,54 @@ class Geometry:
         return torch.empty(shape, dtype=dtype, device=device)
 
 
+class Block(Protocol):
+    """Keys and values that may be moved between two passes, such as a slot of a pool."""
+
+    @property
+    def kv(self) -> torch.Tensor:
+        """`[L, 2, H, T, D]` where they are now."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Extent:
     """Immutable keys and values standing in a prompt.
 
     Attributes:
-        kv: `[L, 2, H, T, D]`.
+        block: `[L, 2, H, T, D]`, or what knows where they are.
         turn: positions by which queries turn back to meet these keys; 0 when the keys were rotated where they stand.
         seen_from: the lane's row from which on the extent is visible.
     """
 
-    kv: torch.Tensor
+    block: torch.Tensor | Block
     turn: int
     seen_from: int
 
     @classmethod
-    def of_packet(cls, packet: Packet, start: int, seen_from: int, device: torch.device) -> "Extent":
-        """The packet placed at position `start`, visible from the lane's row `seen_from` on."""
-        return cls(packet.kv.to(device), start - packet.offset, seen_from)
+    def of_packet(cls, packet: Packet, start: int, seen_from: int, block: torch.Tensor | Block) -> "Extent":
+        """The packet placed at position `start`, visible from the lane's row `seen_from` on.
+
+        Args:
+            packet: to attach.
+            start: in the prompt.
+            seen_from: the first row that sees it.
+            block: the packet's numbers on the device.
+        """
+        return cls(block, start - packet.offset, seen_from)
+
+    @property
+    def kv(self) -> torch.Tensor:
+        """`[L, 2, H, T, D]`, for the next pass."""
+        return self.block if isinstance(self.block, torch.Tensor) else self.block.kv
 
     @cached_property
     def keys(self) -> tuple[torch.Tensor, ...]:
-        """One `[H, T, D]` view a layer."""
+        """One `[H, T, D]` view a layer, of a block that stays where it is."""
         return self.kv[:, 0].unbind(0)
 
     @cached_property
     def values(self) -> tuple[torch.Tensor, ...]:
-        """One `[H, T, D]` view a layer."""
+        """One `[H, T, D]` view a layer, of a block that stays where it is."""
         return self.kv[:, 1].unbind(0)
 
 

@@ -32,9 +32,9 @@ class Passes:
         self._rope = rope
         self.works: DeviceWorks | None = None
         if device.type == "cuda" and _has_triton():
-            from kvrag.attach.device import DeviceWorks
+            from kvrag.attach import device as kernels
 
-            self.works = DeviceWorks.of(geometry, rope, dtype, device)
+            self.works = kernels.DeviceWorks.of(geometry, rope, dtype, device)
 
     def new(self, lanes: Sequence[Lane], rows: Sequence[int]) -> "AttentionPass | DevicePass | PlainPass":
         """A forward pass over `rows` rows of each lane."""

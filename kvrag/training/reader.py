@@ -64,8 +64,10 @@ class ReaderTask(Task):
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
-        """Cross-entropy, summed over the answer tokens; what it aims at with isolated chunks is, half and half, the
-        answer and the model's own distribution with full attention."""
+        """Cross-entropy, summed over the answer tokens.
+
+        With isolated chunks it aims at the answer and, as much, at what the model itself says with full attention.
+        """
         with self.reader.to(self.model.device, self.model.dtype).active(self.model.linear_modules()):
             full = self._logits(batch.teacher)
             loss = (1 - self._isolated) * _likelihood(full, batch.teacher)

@@ -16,8 +16,9 @@ pytest.importorskip("triton")
 
 from kvrag_kernels.packet_attention.work import EVERY
 
-from kvrag.attach import Extent
+from kvrag.attach import Extent, PoolFullError
 from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
+from kvrag.graphs import ForwardGraphs
 
 PROMPT = "Documents:\n" + "\n\n".join(CHUNKS[:3]) + "\nQuestion: how many goats? Answer:"
 MODELS = {
@@ -40,11 +41,14 @@ def models(request, hf_tokenizer):
     return found
 
 
+def open_engine(model, store, device_memory=1 << 20):
+    return PacketEngine(
+        model, store=store, adapter="none", strategy="no-recompute", computed_bytes=0, device_memory=device_memory
+    )
+
+
 def answer(model, folder, **options):
-    with (
-        PacketStore(folder) as store,
-        PacketEngine(model, store=store, adapter="none", strategy="no-recompute") as engine,
-    ):
+    with PacketStore(folder) as store, open_engine(model, store) as engine:
         engine.build(CHUNKS)
         return engine.generate(PROMPT, **options)
 
@@ -54,6 +58,34 @@ def test_answers_are_the_same(models, tmp_path):
     assert by_kernels.token_ids == plain.token_ids
     assert by_kernels.usage == plain.usage
     assert by_kernels.usage.cached_tokens > 0
+
+
+def test_packets_stay_on_the_device_and_wait_for_room(models, tmp_path):
+    """Two prompts of three packets each, and room for four: the second waits for the first, and both are answered."""
+    prompts = ["\n".join(chunks) + "\nAnswer:" for chunks in (CHUNKS[:3], CHUNKS[3:])]
+    found = []
+    for number, model in enumerate(models):
+        g = model.geometry
+        tokens = sum(len(model.tokenizer.encode(chunk, literal=True)) for chunk in CHUNKS)
+        room = tokens * g.layers * 2 * g.kv_heads * g.head_dim * 4 * 2 // 3
+        with PacketStore(tmp_path / str(number)) as store, open_engine(model, store, room) as engine:
+            engine.build(CHUNKS)
+            streams = [engine.stream(prompt, max_new_tokens=2) for prompt in prompts]
+            found.append(["".join(stream) for stream in streams])
+            pool = engine._worker._pool
+            if pool is not None:
+                pool.check_integrity()
+                assert 0 < pool.nbytes <= pool.capacity
+                assert pool.fits(engine.prepare(prompts[0]).packets.values())  # nothing is held any more
+    assert found[1] == found[0]
+
+
+def test_packets_that_never_fit_are_a_clear_error(models, tmp_path):
+    _, model = models
+    with PacketStore(tmp_path) as store, open_engine(model, store, 4096) as engine:
+        engine.build(CHUNKS)
+        with pytest.raises(PoolFullError, match="device_memory"):
+            engine.generate(PROMPT, max_new_tokens=1)
 
 
 def test_several_requests_in_a_pass_equal_single_ones(models, tmp_path):
@@ -100,3 +132,65 @@ def test_more_work_than_ever_before_gets_larger_buffers(models):
     assert large is not small
     assert large.arrays["counts"][0] >= small.arrays["counts"][0]
     assert filled(3) is large
+
+
+def test_recorded_passes_equal_others(models):
+    """Calls stand in for CUDA graphs: what they read stays where it is, and rows that fill a pass up change nothing."""
+    _, model = models
+    recorded = []
+
+    def record(call):
+        recorded.append(call)
+        call()
+        return call
+
+    ids = list(range(5, 45))
+    packet = model.new_lane(20)
+    model.forward([Rows(packet, ids[:20], range(20))])
+    kv = packet.own(0, 20).clone()
+    before = kv.clone()
+    found = []
+    for graphs in (None, ForwardGraphs(model.run, record)):
+        model.graphs = graphs
+        logits = []
+        for start, count in ((0, 18), (300, 20), (7, 1), (11, 1)):
+            lane = model.new_lane(3)
+            lane.attach([Extent(kv, start, 0)])
+            logits.append(model.forward([Rows(lane, ids[-count:], range(start + 20, start + 20 + count))]).clone())
+        found.append(torch.cat(logits))
+    torch.testing.assert_close(found[1], found[0], rtol=2e-4, atol=2e-4)
+    assert len(recorded) == 2  # of 32 rows, and of one
+    assert torch.equal(kv, before)
+
+
+def test_a_model_that_cannot_be_recorded_says_why_and_goes_on(models, caplog):
+    _, model = models
+
+    def record(call):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    lane = model.new_lane(3)
+    model.forward([Rows(lane, [5, 6, 7], range(3))])
+    model.graphs = ForwardGraphs(model.run, record)
+    first = model.forward([Rows(lane, [8], [3])])
+    assert "not permitted when stream is capturing" in caplog.text
+    assert not model.graphs.takes(model.passes.new([lane], [1]))
+    model.graphs = None
+    lane.length -= 1
+    assert torch.equal(model.forward([Rows(lane, [8], [3])]), first)
+
+
+def test_a_compiled_pass_equals_others(models):
+    _, model = models
+    packet = model.new_lane(20)
+    model.forward([Rows(packet, list(range(5, 25)), range(20))])
+
+    def logits():
+        lane = model.new_lane(3)
+        lane.attach([Extent(packet.own(0, 20), 30, 0)])
+        return model.forward([Rows(lane, [9], [50])])
+
+    wanted = logits()
+    model.graphs = ForwardGraphs(model.compiled_run(backend="aot_eager", fullgraph=True), lambda call: call)
+    for _ in range(2):
+        torch.testing.assert_close(logits(), wanted, rtol=2e-4, atol=2e-4)

@@ -235,8 +235,8 @@ def test_packets_are_not_modified_by_use(exact):
 def test_an_extent_placed_at_its_own_position_needs_no_turn(exact):
     scope = exact.scope()
     (packet,) = encode_batch(exact.model, None, scope, [tokenize_chunk(exact.model, scope, CHUNKS[0])])
-    assert Extent.of_packet(packet, 0, 0, exact.model.device).turn == 0
-    assert Extent.of_packet(packet, 17, 0, exact.model.device).turn == 17
+    assert Extent.of_packet(packet, 0, 0, packet.kv).turn == 0
+    assert Extent.of_packet(packet, 17, 0, packet.kv).turn == 17
 
 
 def embeddings_of(engine, prepared):

@@ -1,7 +1,9 @@
 """Packet attention on a GPU: the work of a pass in fixed buffers, and the launches that read it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ _COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 
 _KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
     ("piece_scales", "cos", "sin", "group_scale", "group_bias"), np.float32
 )
+_numbers = itertools.count()
 _PROGRAMS = 2
 """Programs of a launch per multiprocessor."""
 
@@ -39,6 +42,12 @@ class DeviceWork:
         half: E / 2 of the rotary embedding.
         capacity: rows of arrays by name, at least; what is not named gets a size that suffices for most.
         multiprocessors: to keep busy; 0 asks the device.
+
+    Attributes:
+        anchor: as given.
+        rows: as given.
+        number: of these buffers in this process.
+        arrays: what the kernels read, by name.
     """
 
     def __init__(
@@ -55,6 +64,8 @@ class DeviceWork:
     ) -> None:
         self.anchor = anchor
         self.rows = rows
+        self.number = next(_numbers)
+        _works[self.number] = self
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
         self._multiprocessors = multiprocessors or _multiprocessors(device)
@@ -89,14 +100,15 @@ class DeviceWork:
                 size = count * columns.get(name, 1) * np.dtype(_KINDS.get(name, np.int32)).itemsize
                 self._offsets[name] = (end, size)
                 end += -(-size // 16) * 16
-        self._staged = torch.zeros(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        parts = sizes["parts"] * heads * group
+        with torch.inference_mode(False):  # whoever comes first, everybody may write to them
+            self._staged = torch.zeros(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            self._on_device = torch.zeros(end, dtype=torch.uint8, device=device)
+            self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
+            self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
         self._bytes = self._staged.numpy()
-        self._on_device = torch.zeros(end, dtype=torch.uint8, device=device)
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
         self.arrays = {name: self._view(name) for name in self._offsets}
-        parts = sizes["parts"] * heads * group
-        self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
-        self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
 
     def fill(
         self,
@@ -172,6 +184,15 @@ class DeviceWork:
         )  # fmt: skip
         return output
 
+    def pass_layer(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        """Write keys and values `[S, H, D]` of a layer, then attend: `[S, HQ, D]` from queries `[S, HQ, D]`."""
+        if torch.compiler.is_compiling():
+            return attend_to_work(query, key, value, self.number, layer, scaling)
+        self.write(key, value, layer)
+        return self.attend(query, layer, scaling)
+
     def _shared(self, table: AttentionTable) -> dict[str, np.ndarray]:
         """Angles behind the turn that is none, and the groups, in the kernels' base 2."""
         one, none = np.ones((1, self._half), np.float32), np.zeros((1, self._half), np.float32)
@@ -186,6 +207,25 @@ class DeviceWork:
         begin, size = self._offsets[name]
         kind = {np.int64: torch.int64, np.float32: torch.float32}.get(_KINDS.get(name, np.int32), torch.int32)
         return self._on_device[begin : begin + size].view(kind)
+
+
+_works: "WeakValueDictionary[int, DeviceWork]" = WeakValueDictionary()
+
+
+@torch.library.custom_op("kvrag::attend_to_work", mutates_args=())
+def attend_to_work(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, number: int, layer: int, scaling: float
+) -> torch.Tensor:
+    """`DeviceWork.pass_layer` as an operator that compilers do not look into.
+
+    What it writes besides its result, only later layers and passes read, through the same buffers.
+    """
+    return _works[number].pass_layer(query, key, value, layer, scaling)
+
+
+@attend_to_work.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, number: int, layer: int, scaling: float):
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device)
 
 
 class CapacityError(ValueError):

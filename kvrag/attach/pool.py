@@ -1,0 +1,250 @@
+"""Packets on the device: the least recently used go first, held ones never."""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from kvrag.attach.lane import Geometry
+from kvrag.errors import EngineError
+from kvrag.packet import Packet, PacketKey
+
+__all__ = ["DevicePool", "PoolError", "PoolFullError", "PoolHold", "Slot"]
+
+_ALIGNMENT = 256  # bytes; a multiple of every element size and of what the widest loads ask for
+_STAGING = 64 << 20  # bytes; copies of this size take much longer than their launches
+
+
+class PoolError(EngineError):
+    """A packet does not belong into the pool, or the pool's books are wrong."""
+
+
+class PoolFullError(PoolError):
+    """Packets of `needed` bytes do not fit into `capacity`, of which other holds have `pinned`."""
+
+    def __init__(self, message: str, needed: int, capacity: int, pinned: int) -> None:
+        super().__init__(message)
+        self.needed, self.capacity, self.pinned = needed, capacity, pinned
+
+
+@dataclass(eq=False)
+class Slot:
+    """A packet's place in the pool's arena, its own for as long as it is held.
+
+    Attributes:
+        key: of the packet.
+        shape: `[L, 2, H, T, D]`.
+        address: bytes from the arena's start; compaction changes it.
+        size: bytes taken, a multiple of 256.
+        arena: the pool's.
+    """
+
+    key: PacketKey
+    shape: torch.Size
+    address: int
+    size: int
+    arena: torch.Tensor = field(repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of rows `T`."""
+        return self.shape[3]
+
+    @property
+    def begin(self) -> int:
+        """Elements from the arena's start; compaction changes it."""
+        return self.address // self.arena.itemsize
+
+    @property
+    def kv(self) -> torch.Tensor:
+        """A view `[L, 2, H, T, D]` of where the packet is now; ask again before every pass."""
+        return self.arena.narrow(0, self.begin, self.shape.numel()).view(self.shape)
+
+
+class DevicePool:
+    """Packets in one arena of `capacity` bytes, each of them one contiguous extent. Thread-safe.
+
+    Sizes are rounded up to 256 bytes. A hold evicts the least recently used packets that nobody holds, until the free
+    bytes suffice, and gives each new packet the smallest hole that is large enough. If none is, the arena is compacted,
+    and then all fit. So fragmentation costs a hold at most one compaction and no packet, and a hold fails only if its
+    own bytes + the bytes of other held packets > capacity.
+
+    Copies run on the device's current stream: passes launched before a compaction read the old places, those launched
+    after it the new ones. So `hold` and `compact` belong to the thread that launches passes. Any thread may release.
+
+    Args:
+        geometry: of the model.
+        dtype: of keys and values.
+        device: where the arena is.
+        capacity: bytes, rounded down to 256; a staging buffer of at most 64 MiB comes on top.
+
+    Attributes:
+        arena: flat, of `dtype`.
+        nbytes: bytes of packets in the arena.
+        moves: compactions that moved something; addresses kept from before are stale.
+    """
+
+    def __init__(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, capacity: int) -> None:
+        self.capacity = capacity // _ALIGNMENT * _ALIGNMENT
+        self.nbytes = self.moves = 0
+        with torch.inference_mode(False):  # what is made in inference mode can be written only there
+            self.arena = torch.empty(self.capacity // dtype.itemsize, dtype=dtype, device=device)
+            self._staging = torch.empty(min(_STAGING, self.capacity), dtype=torch.uint8, device=device)
+        self._geometry = geometry
+        self._slots: OrderedDict[PacketKey, Slot] = OrderedDict()  # least recently used first
+        self._pins: Counter[Slot] = Counter()  # holds of a slot, which may have been discarded since
+        self._holes = {0: self.capacity} if self.capacity else {}  # sizes by address, in bytes
+        self._lock = threading.RLock()
+
+    def hold(self, packets: Iterable[Packet]) -> "PoolHold":
+        """Put packets on the device, where they are not there yet, and keep them until the hold is released.
+
+        Raises:
+            PoolFullError: they do not fit beside what is held; the pool stays as it is.
+            PoolError: a packet has another shape or dtype than the model's cache.
+        """
+        wanted = self._distinct(packets)
+        with self._lock:
+            if refusal := self._refusal(wanted):
+                raise refusal
+            missing = sorted((p for key, p in wanted.items() if key not in self._slots), key=_size, reverse=True)
+            needed = sum(map(_size, missing))
+            while self.capacity - self.nbytes < needed:
+                oldest = next(k for k, slot in self._slots.items() if k not in wanted and slot not in self._pins)
+                self._free(self._slots.pop(oldest))
+            for packet in missing:
+                self._put(packet)
+            slots = {key: self._slots.pop(key) for key in wanted}
+            self._slots.update(slots)  # they are the most recently used ones now
+            self._pins.update(slots.values())
+        return PoolHold(self, slots)
+
+    def fits(self, packets: Iterable[Packet]) -> bool:
+        """Whether a hold of these packets would succeed now."""
+        with self._lock:
+            return self._refusal(self._distinct(packets)) is None
+
+    def compact(self) -> None:
+        """Move all packets towards the arena's start, held ones too, so that one hole is left."""
+        with self._lock:
+            self.moves += any(address < self.nbytes for address in self._holes)  # packets lie behind a hole
+            distance = 0
+            for (address, size), (end, _) in pairwise([*sorted(self._holes.items()), (self.capacity, 0)]):
+                distance += size
+                self._move(address + size, end, distance)
+            end = 0
+            for slot in self._by_address():
+                slot.address = end
+                end += slot.size
+            self._holes = {end: self.capacity - end} if end < self.capacity else {}
+
+    def discard(self, key: PacketKey) -> None:
+        """Forget a packet; who holds it keeps it, and its bytes are free when the last hold has ended."""
+        with self._lock:
+            slot = self._slots.pop(key, None)
+            if slot is not None and slot not in self._pins:
+                self._free(slot)
+
+    def check_integrity(self) -> None:
+        """Compare the pool's books with its slots; raises `PoolError` that names the first fault."""
+        with self._lock:
+            slots = self._by_address()
+            spans = [(0, 0), *((s.address, s.address + s.size) for s in slots), (self.capacity, self.capacity)]
+            bounds = [(end, begin) for (_, end), (begin, _) in pairwise(spans)]
+            for name, expected, found in (
+                ("keys", [slot.key for slot in self._slots.values()], list(self._slots)),
+                ("pins below 1", {}, {slot: pins for slot, pins in self._pins.items() if pins < 1}),
+                ("unaligned slots", [], [s for s in slots if s.address % _ALIGNMENT or s.size % _ALIGNMENT]),
+                ("slots over another or the arena's end", [], [(end, begin) for end, begin in bounds if begin < end]),
+                ("holes", {end: begin - end for end, begin in bounds if begin > end}, self._holes),
+                ("bytes of packets", sum(slot.size for slot in slots), self.nbytes),
+            ):
+                if found != expected:
+                    raise PoolError(f"{name}: expected {expected}, found {found}; report this as a bug of kvrag")
+
+    def _distinct(self, packets: Iterable[Packet]) -> dict[PacketKey, Packet]:
+        layers, heads, dim = self._geometry.layers, self._geometry.kv_heads, self._geometry.head_dim
+        wanted = {packet.key: packet for packet in packets}
+        for packet in wanted.values():
+            shape, dtype = packet.kv.shape, packet.kv.dtype
+            if shape[:3] + shape[4:] != (layers, 2, heads, dim) or dtype != self.arena.dtype:
+                raise PoolError(
+                    f"expected [{layers}, 2, {heads}, T, {dim}] of {self.arena.dtype}, found {packet}; build it anew"
+                )
+        return wanted
+
+    def _refusal(self, wanted: Mapping[PacketKey, Packet]) -> PoolFullError | None:
+        sizes = [_size(packet) for packet in wanted.values()]
+        others = self._pins.keys() - {self._slots.get(key) for key in wanted}
+        needed, pinned = sum(sizes), sum(slot.size for slot in others)
+        if needed + pinned <= self.capacity:
+            return None
+        expected = f"{needed} bytes for packets, found {self.capacity} of which {pinned} are held; end other holds"
+        if max(sizes) > self.capacity:
+            expected = f"packets of at most {self.capacity} bytes, found one of {max(sizes)}; build smaller chunks"
+        return PoolFullError(f"expected {expected} or raise device_memory", needed, self.capacity, pinned)
+
+    def _put(self, packet: Packet) -> None:
+        size = _size(packet)
+        if all(room < size for room in self._holes.values()):
+            self.compact()
+        room, address = min((room, address) for address, room in self._holes.items() if room >= size)
+        slot = Slot(packet.key, packet.kv.shape, address, size, self.arena)
+        slot.kv.copy_(packet.kv, non_blocking=True)
+        del self._holes[address]  # only now: after a copy that failed it is still a hole
+        if room > size:
+            self._holes[address + size] = room - size
+        self._slots[packet.key] = slot
+        self.nbytes += size
+
+    def _free(self, slot: Slot) -> None:
+        """Make a slot's bytes a hole, one with the holes beside it."""
+        begin, end = slot.address, slot.address + slot.size
+        begin = next((address for address, size in self._holes.items() if address + size == begin), begin)
+        end += self._holes.pop(end, 0)
+        self._holes[begin] = end - begin
+        self.nbytes -= slot.size
+
+    def _by_address(self) -> list[Slot]:
+        return sorted({*self._slots.values(), *self._pins}, key=lambda slot: slot.address)
+
+    def _move(self, begin: int, end: int, distance: int) -> None:
+        """Move bytes towards the start, in pieces that never overwrite what is still to be read."""
+        arena, staged = self.arena.view(torch.uint8), distance < min(end - begin, len(self._staging))
+        step = len(self._staging) if staged else distance
+        pieces = arena[begin:end].split(step), arena[begin - distance : end - distance].split(step)
+        for source, target in zip(*pieces, strict=True):
+            target.copy_(self._staging[: len(source)].copy_(source) if staged else source)
+
+    def _unpin(self, held: list[Slot]) -> None:
+        """End a hold and empty its list, so that it cannot end twice."""
+        with self._lock:
+            self._pins -= Counter(held)  # which forgets what nobody holds any more
+            for slot in held:
+                if slot not in self._pins and self._slots.get(slot.key) is not slot:
+                    self._free(slot)
+            held.clear()
+
+
+class PoolHold(AbstractContextManager["PoolHold"]):
+    """Packets that stay in their `slots` on the device until `release`, which leaving a `with` block calls."""
+
+    def __init__(self, pool: DevicePool, slots: Mapping[PacketKey, Slot]) -> None:
+        self.slots = slots
+        self._pool, self._held = pool, list(slots.values())
+
+    def release(self) -> None:
+        """Let the packets go; calling it again does nothing."""
+        self._pool._unpin(self._held)
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def _size(packet: Packet) -> int:
+    """Bytes that a packet takes in the arena; one without rows takes a place too."""
+    return -(-max(packet.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,135 @@
+"""Passes of few rows as CUDA graphs.
+
+A question over attached packets is a pass of some dozen rows through a thousand kernels, and a GPU works them off
+faster than they can be launched. So the pass is recorded once per size and replayed. What changes from one prompt to
+the next stands in buffers that stay where they are: embeddings, positions, and the work that attention kernels read.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from kvrag_kernels.packet_attention.device import DeviceWork
+
+from kvrag.attach import Pass
+from kvrag.attach.device import SIZES, DevicePass
+
+__all__ = ["ForwardGraphs"]
+
+_log = logging.getLogger("kvrag")
+_WARM_UPS = 2
+
+Run = Callable[[torch.Tensor, torch.Tensor, Pass, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class _Graph:
+    """One recorded pass.
+
+    Attributes:
+        work: whose buffers it reads.
+        embeds: `[S, hidden]`, read.
+        positions: `[S]`, read.
+        wanted: `[W]`, read.
+        logits: `[W, vocab]`, written.
+        replay: does the pass.
+    """
+
+    work: DeviceWork
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    wanted: torch.Tensor
+    logits: torch.Tensor
+    replay: Callable[[], Any]
+
+
+class ForwardGraphs:
+    """Records and replays the passes of one model.
+
+    Args:
+        run: the model's forward.
+        record: makes something that repeats a call, with all it read and wrote staying where it is; None is a CUDA
+            graph.
+
+    Attributes:
+        sizes: rows of passes that are recorded; what has fewer is filled up.
+    """
+
+    sizes = SIZES
+
+    def __init__(self, run: Run, record: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None) -> None:
+        self._run = run
+        self._record = record or _Recorder()
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._refused = ""
+
+    def takes(self, current: Pass) -> TypeGuard[DevicePass]:
+        """Whether a pass is one that is recorded."""
+        return isinstance(current, DevicePass) and current.rows <= self.sizes[-1] and not self._refused
+
+    def run(
+        self, embeds: torch.Tensor, positions: torch.Tensor, current: DevicePass, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits `[n, vocab]` of a pass, as `LanguageModel.run` gives them; they last until the next pass.
+
+        Args:
+            embeds: `[S, hidden]`.
+            positions: `[S]`.
+            current: the pass; its work is in its buffers.
+            wanted: `[n]` row numbers.
+        """
+        size = current.work.rows, 1 << (len(wanted) - 1).bit_length()
+        graph = self._graphs.get(size)
+        if graph is None or graph.work is not current.work:
+            try:
+                graph = self._graphs[size] = self._make(embeds, positions, current.work, size[1])
+            except Exception as error:  # whatever a user's model does while it is recorded
+                self._refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                _log.warning("the model cannot be recorded as a CUDA graph, so passes are slower: %s", self._refused)
+                return self._run(embeds, positions, current, wanted)
+        graph.embeds[: len(embeds)] = embeds
+        graph.positions[: len(positions)] = positions
+        graph.wanted[: len(wanted)] = wanted
+        graph.replay()
+        return graph.logits[: len(wanted)]
+
+    def clear(self) -> None:
+        """Forget what was recorded: the model's weights have moved."""
+        self._graphs.clear()
+
+    def _make(self, embeds: torch.Tensor, positions: torch.Tensor, work: DeviceWork, wanted: int) -> _Graph:
+        made = _Graph(
+            work,
+            embeds.new_zeros(work.rows, embeds.shape[1]),
+            positions.new_zeros(work.rows),
+            positions.new_zeros(wanted),
+            embeds.new_empty(0),
+            lambda: None,
+        )
+
+        def call() -> None:
+            made.logits = self._run(made.embeds, made.positions, DevicePass.over(work), made.wanted)
+
+        made.replay = self._record(call)
+        return made
+
+
+class _Recorder:
+    """Calls as CUDA graphs, with one pool of memory: passes come one after another."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
+                call()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            call()
+        return graph.replay
