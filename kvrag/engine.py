@@ -20,11 +20,12 @@ from kvrag.plan import Prepared
 from kvrag.probe import check_movable
 from kvrag.progress import progress_bar
 from kvrag.reader import PromptReader
+from kvrag.request import Request
 from kvrag.settings import Sampling
 from kvrag.sources import open_adapter, open_model
 from kvrag.store import Hold, PacketStore
 from kvrag.strategies import Strategy, strategy_from_name
-from kvrag.worker import Request, Worker
+from kvrag.worker import Worker
 
 __all__ = ["Message", "PacketEngine", "Prompt"]
 

@@ -4,6 +4,8 @@
     ├── AdapterError             an adapter file that cannot be read or belongs to another model
     ├── DataError                questions or templates that cannot be read
     ├── EngineError              the engine is closed, or its worker failed
+    │   └── PoolError                a packet that does not belong into the device's pool
+    │       └── PoolFullError            packets that have no room there
     ├── ModelError               a model or tokenizer that cannot be loaded
     │   └── UnsupportedModelError    it loads, but its packets cannot be moved exactly
     ├── PromptError              a prompt or a chunk that cannot be processed
@@ -23,6 +25,8 @@ __all__ = [
     "EngineError",
     "KVRagError",
     "ModelError",
+    "PoolError",
+    "PoolFullError",
     "PromptError",
     "PromptTooLongError",
     "SettingsError",
@@ -46,6 +50,18 @@ class DataError(KVRagError):
 
 class EngineError(KVRagError):
     """The engine is closed, or its worker failed."""
+
+
+class PoolError(EngineError):
+    """A packet does not belong into the pool, or the pool's books are wrong."""
+
+
+class PoolFullError(PoolError):
+    """Packets of `needed` bytes do not fit into `capacity`, of which other holds have `pinned`."""
+
+    def __init__(self, message: str, needed: int, capacity: int, pinned: int) -> None:
+        super().__init__(message)
+        self.needed, self.capacity, self.pinned = needed, capacity, pinned
 
 
 class ModelError(KVRagError):

@@ -1,6 +1,5 @@
 """A transformers model as kvrag uses it; the only module that touches transformers' model and cache classes."""
 
-import hashlib
 import json
 import sys
 import time
@@ -11,9 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-import xxhash
 from jinja2 import TemplateError
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -25,6 +22,7 @@ from kvrag.errors import ModelError, PromptError, UnsupportedModelError
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
 from kvrag.tokenizing import ChunkTokenizer
+from kvrag.weights import all_modules, digest_weights, is_linear, switches
 
 if TYPE_CHECKING:
     from kvrag.graphs import ForwardGraphs
@@ -129,9 +127,23 @@ class LanguageModel:
         """What a result says it was measured on, such as "NVIDIA H200" or "cpu"."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
+    @property
+    def transformers_model(self) -> Any:
+        """The model object itself; a call without a pass goes where it went before."""
+        return self._model
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of weights that a pass reads: all but input embeddings, of which it picks rows."""
+        embeddings = self._model.get_input_embeddings().weight
+        output = self._model.get_output_embeddings()
+        tied = output is not None and output.weight is embeddings
+        every = sum(p.nbytes for p in self._model.parameters())
+        return every if tied else every - embeddings.nbytes
+
     def modules(self) -> list[torch.nn.Module]:
         """All modules of the model, itself included."""
-        return _all_modules(self._model)
+        return all_modules(self._model)
 
     def linear_modules(self) -> dict[str, torch.nn.Module]:
         """The linear layers inside the decoder layers by path, in the model's order: what a writer may act on.
@@ -149,7 +161,7 @@ class LanguageModel:
         found: dict[str, torch.nn.Module] = {}
         wrapped = "."  # the begin of no path
         for path, module in self._model.named_modules():
-            if _is_linear(module) and any(part.isdigit() for part in path.split(".")) and not path.startswith(wrapped):
+            if is_linear(module) and any(part.isdigit() for part in path.split(".")) and not path.startswith(wrapped):
                 found[path.removeprefix("base_model.model.")] = module
                 wrapped = f"{path}."
         return found
@@ -181,7 +193,7 @@ class LanguageModel:
         config = {k: v for k, v in self.config.to_dict().items() if k not in _UNNUMBERED}
         return Identity(
             config=digest_fields(json.dumps(config, sort_keys=True, default=str)),
-            weights=_digest_weights(self._model),
+            weights=digest_weights(self._model),
             tokenizer=self.tokenizer.digest,
             rope=self.rope.digest,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -192,7 +204,7 @@ class LanguageModel:
         modules = self.modules()
         weights = (p for module in modules for p in module._parameters.values() if p is not None)
         versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights)
-        return hash((versions, _switches(modules)))
+        return hash((versions, switches(modules)))
 
     def forget_identity(self) -> None:
         """Read the weights again at the next use of `identity`."""
@@ -486,57 +498,6 @@ def _geometry(config: Any) -> Geometry:
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return Geometry(int(config.num_hidden_layers), kv_heads, heads, head_dim)
-
-
-def _digest_weights(model: Any) -> str:
-    """Digest over names, shapes, dtypes and bytes of all parameters and buffers, and which adapters are switched on.
-
-    A float32 tensor that holds nothing but bfloat16 numbers counts as one in bfloat16: a checkpoint is the same model
-    on hardware that computes in bfloat16 and on hardware that does not, and what was trained for it fits both.
-    """
-    sha = hashlib.sha256(repr(_switches(_all_modules(model))).encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        dtype, digest = _digest_numbers(tensor.detach().cpu().contiguous().reshape(-1))
-        sha.update(f"{name}{tuple(tensor.shape)}{dtype}".encode())
-        sha.update(digest)
-    return sha.hexdigest()
-
-
-def _digest_numbers(flat: torch.Tensor) -> tuple[str, bytes]:
-    """Name of the dtype, empty for bfloat16, and digest of the bytes; numpy, which waits for no OpenMP helpers."""
-    data = flat.view(torch.uint8).numpy()
-    if flat.dtype == torch.float32:
-        words, digest = data.view(np.uint32), xxhash.xxh3_128()
-        for start in range(0, len(words), 1 << 16):  # blocks that fit into the processor's cache
-            block = words[start : start + (1 << 16)]
-            if np.bitwise_or.reduce(block) & 0xFFFF:
-                break
-            digest.update((block >> 16).astype(np.uint16).data)
-        else:
-            return "", digest.digest()
-    return "" if flat.dtype == torch.bfloat16 else str(flat.dtype), xxhash.xxh3_128_digest(data.data)
-
-
-def _all_modules(model: Any) -> list[Any]:
-    """All modules; ten times as fast as `model.modules()`, which also names them."""
-    found = [model]
-    for module in found:
-        found.extend(child for child in module._modules.values() if child is not None)
-    return found
-
-
-def _is_linear(module: Any) -> bool:
-    """Also quantised layers and those wrapped by peft."""
-    weight = getattr(module, "weight", None)
-    return hasattr(module, "in_features") and hasattr(module, "out_features") and getattr(weight, "ndim", 0) == 2
-
-
-def _switches(modules: Iterable[Any]) -> tuple[str, ...]:
-    """Which LoRA-like adapters of the user's model are on."""
-    modules = list(modules)
-    kinds = {type(m) for m in modules}  # of a tuner's layers it is a property, of whole models a method
-    kinds = {kind for kind in kinds if isinstance(getattr(kind, "disable_adapters", None), property)}
-    return tuple(sorted({f"{m.active_adapters}{m.disable_adapters}" for m in modules if type(m) in kinds}))
 
 
 def _auto_dtype(device: str) -> torch.dtype:

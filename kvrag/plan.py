@@ -100,11 +100,27 @@ def plan_lane(
     Raises:
         PoolFullError: the pool has no room until other plans are released.
     """
-    attached = {segment.key for segment in prepared.segments if isinstance(segment, PacketSegment)}
-    packets = {key: prepared.packets[key] for key in attached}
-    hold = None if pool is None else pool.hold(packets.values())
-    blocks: Mapping[PacketKey, torch.Tensor | Block]
-    blocks = {key: p.kv.to(model.device) for key, p in packets.items()} if hold is None else hold.slots
+    wanted = {segment.key for segment in prepared.segments if isinstance(segment, PacketSegment)}
+    packets = {key: prepared.packets[key] for key in wanted}
+    if pool is None:
+        return _plan(model, prepared, states, new_tokens, {k: p.kv.to(model.device) for k, p in packets.items()})
+    hold = pool.hold(packets.values())
+    try:
+        plan = _plan(model, prepared, states, new_tokens, hold.slots)
+    except BaseException:
+        hold.release()
+        raise
+    plan.hold = hold
+    return plan
+
+
+def _plan(
+    model: LanguageModel,
+    prepared: Prepared,
+    states: ComputedStates,
+    new_tokens: int,
+    blocks: Mapping[PacketKey, torch.Tensor | Block],
+) -> Plan:
     ids: list[int] = []
     positions: list[int] = []
     soft: list[tuple[int, torch.Tensor]] = []
@@ -113,7 +129,7 @@ def plan_lane(
     chain, reusing = prepared.chain, prepared.keeps_computed
     for number, (segment, start) in enumerate(zip(prepared.segments, prepared.starts, strict=True)):
         if isinstance(segment, PacketSegment):
-            extents.append(Extent.of_packet(packets[segment.key], start, len(ids), blocks[segment.key]))
+            extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), blocks[segment.key]))
             chain = digest_fields(chain, "packet", segment.key, str(start))
             continue
         if isinstance(segment, SoftSegment):
@@ -135,7 +151,7 @@ def plan_lane(
     lane = model.new_lane(len(ids) + new_tokens)
     lane.attach(extents)
     cached = prepared.tokens - len(ids)
-    return Plan(lane, Rows(lane, ids, positions, soft), cached, texts, hold)
+    return Plan(lane, Rows(lane, ids, positions, soft), cached, texts)
 
 
 def _ids(segment: TextSegment | SoftSegment) -> list[int]:

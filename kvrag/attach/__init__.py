@@ -6,7 +6,7 @@ from kvrag.attach.lane import Block, Extent, Geometry, Lane
 from kvrag.attach.layout import NO_SPAN, PackedLayout, pack_layout
 from kvrag.attach.packed import PackedPass, PackedStates, StepPass
 from kvrag.attach.passes import Passes
-from kvrag.attach.pool import DevicePool, PoolFullError, PoolHold
+from kvrag.attach.pool import DevicePool, PoolHold
 from kvrag.attach.threads import release_helpers
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "PackedStates",
     "Pass",
     "Passes",
-    "PoolFullError",
     "PoolHold",
     "StepPass",
     "attend",

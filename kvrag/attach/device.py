@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from kvrag_kernels.packet_attention import AttentionTable
-from kvrag_kernels.packet_attention.device import CapacityError, DeviceWork
-from kvrag_kernels.packet_attention.work import ALIGNED, EVERY
+from kvrag_kernels.packet_attention.device import DeviceWork
+from kvrag_kernels.packet_attention.readers import ALIGNED, EVERY
+from kvrag_kernels.packet_attention.work import CapacityError
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.lane import Geometry, Lane

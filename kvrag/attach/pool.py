@@ -10,25 +10,13 @@ from itertools import pairwise
 import torch
 
 from kvrag.attach.lane import Geometry
-from kvrag.errors import EngineError
+from kvrag.errors import PoolError, PoolFullError
 from kvrag.packet import Packet, PacketKey
 
-__all__ = ["DevicePool", "PoolError", "PoolFullError", "PoolHold", "Slot"]
+__all__ = ["DevicePool", "PoolHold", "Slot"]
 
 _ALIGNMENT = 256  # bytes; a multiple of every element size and of what the widest loads ask for
 _STAGING = 64 << 20  # bytes; copies of this size take much longer than their launches
-
-
-class PoolError(EngineError):
-    """A packet does not belong into the pool, or the pool's books are wrong."""
-
-
-class PoolFullError(PoolError):
-    """Packets of `needed` bytes do not fit into `capacity`, of which other holds have `pinned`."""
-
-    def __init__(self, message: str, needed: int, capacity: int, pinned: int) -> None:
-        super().__init__(message)
-        self.needed, self.capacity, self.pinned = needed, capacity, pinned
 
 
 @dataclass(eq=False)

@@ -10,8 +10,9 @@ import torch
 from kvrag.completion import Stream
 from kvrag.errors import EngineError, PromptError, PromptTooLongError, SettingsError
 from kvrag.generate import StopText
+from kvrag.request import Request
 from kvrag.settings import Sampling
-from kvrag.worker import Request, step
+from kvrag.worker import step
 
 from ..conftest import CHUNKS
 

@@ -7,6 +7,7 @@ from kvrag_kernels.packet_attention import AttentionTable
 from transformers import LlamaConfig, Qwen3Config
 
 from kvrag.engine import PacketEngine
+from kvrag.errors import PoolFullError
 from kvrag.model import LanguageModel, Rows
 from kvrag.store import PacketStore
 
@@ -14,9 +15,9 @@ from ..conftest import CHUNKS, TINY, build_model
 
 pytest.importorskip("triton")
 
-from kvrag_kernels.packet_attention.work import EVERY
+from kvrag_kernels.packet_attention.readers import EVERY
 
-from kvrag.attach import Extent, PoolFullError
+from kvrag.attach import Extent
 from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
 from kvrag.graphs import ForwardGraphs
 

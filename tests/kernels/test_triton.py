@@ -17,8 +17,10 @@ from .test_packet_attention import CASES, D, angles, case, grouped, to
 pytest.importorskip("triton")
 
 from kvrag_kernels.packet_attention import device, triton
-from kvrag_kernels.packet_attention.device import CapacityError, DeviceWork, packet_attention_triton
-from kvrag_kernels.packet_attention.work import place_of, plan_work, readers_of
+from kvrag_kernels.packet_attention.device import DeviceWork
+from kvrag_kernels.packet_attention.once import packet_attention_triton
+from kvrag_kernels.packet_attention.readers import place_of, readers_of
+from kvrag_kernels.packet_attention.work import CapacityError, plan_work
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

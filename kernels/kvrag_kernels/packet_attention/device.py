@@ -1,7 +1,6 @@
 """Packet attention on a GPU: the work of a pass in fixed buffers, and the launches that read it."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,9 +16,9 @@ from kvrag_kernels.packet_attention.triton import (
     tile_shape,
     write_rows,
 )
-from kvrag_kernels.packet_attention.work import plan_work, readers_of
+from kvrag_kernels.packet_attention.work import CapacityError, plan_work
 
-__all__ = ["CapacityError", "DeviceWork", "packet_attention_triton"]
+__all__ = ["DeviceWork"]
 
 _COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 4, "lanes": 3, "runs": 4}
 _KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
@@ -226,43 +225,6 @@ def attend_to_work(
 @attend_to_work.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, number: int, layer: int, scaling: float):
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
-
-
-class CapacityError(ValueError):
-    """The work of a pass does not fit into its buffers.
-
-    Attributes:
-        needed: rows of arrays by name.
-    """
-
-    def __init__(self, needed: dict[str, int]) -> None:
-        super().__init__(f"expected work that fits, found {needed}")
-        self.needed = needed
-
-
-def packet_attention_triton(
-    query: torch.Tensor,
-    keys: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
-    table: AttentionTable,
-    scaling: float,
-    **options: Any,
-) -> torch.Tensor:
-    """Attention of rows over extents of keys that were rotated at other positions, in one go.
-
-    Shapes as in the reference; `options` are those of `DeviceWork`.
-    """
-    S, HQ, D = query.shape
-    H = keys[0].shape[0]
-    readers = readers_of(query, keys, values, table)
-    half = table.cos.shape[1]
-    try:
-        work = DeviceWork(query, S, H, HQ // H, D, half, **options)
-        work.fill(*readers, table)
-    except CapacityError as error:
-        work = DeviceWork(query, S, H, HQ // H, D, half, capacity=error.needed, **options)
-        work.fill(*readers, table)
-    return work.attend(query, 0, scaling)
 
 
 def _launch(warps: int, stages: int = 3, **constants: Any) -> dict[str, Any]:

@@ -7,26 +7,13 @@ distances into *items*, and items at the ends of extents into *pieces*. Every it
 at its own place, is one extent of one chain: its bytes are read once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
 
-from kvrag_kernels.packet_attention.table import AttentionTable
+from kvrag_kernels.packet_attention.readers import EVERY, READER
 
-__all__ = ["ALIGNED", "EVERY", "READER", "Work", "place_of", "plan_work", "readers_of"]
-
-ALIGNED = 16
-"""Blocks begin at multiples of so many numbers: kernels read 16 bytes at once, of the smallest numbers there are."""
-
-EVERY = 1 << 30
-"""A bound that every token is below."""
-
-READER = ("key", "value", "head_stride", "layer_stride", "tokens", "group", "first", "last", "bound", "turn")
-"""Columns of a reader, int64. Head `h` of layer `l` has the key of token `t` at `key + l * layer_stride +
-h * head_stride + t * D`, in elements from an anchor. Rows from `first` to before `last` read the extent: of its tokens
-those below their own number plus `bound`, turned back by row `turn - 1` of the table's angles; 0 is not at all."""
+__all__ = ["CapacityError", "Work", "plan_work"]
 
 _TOKENS, _GROUP, _FIRST, _LAST, _BOUND = map(READER.index, ("tokens", "group", "first", "last", "bound"))
 
@@ -66,32 +53,16 @@ class Work:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
 
 
-def place_of(anchor: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[int, int, int]:
-    """Key, value and head stride of `[H, T, D]` tensors, seen from any tensor of their dtype on their device.
+class CapacityError(ValueError):
+    """The work of a pass does not fit into its buffers.
 
-    Raises:
-        ValueError: the tokens of a head do not stand one behind the other, or the block begins at an odd place.
+    Attributes:
+        needed: rows of arrays by name.
     """
-    _, _, D = keys.shape
-    if keys.stride()[1:] != (D, 1) or keys.stride() != values.stride():
-        raise ValueError(f"expected tokens of {D} numbers one behind the other, found strides {keys.stride()}")
-    key, value = ((t.data_ptr() - anchor.data_ptr()) // anchor.element_size() for t in (keys, values))
-    if any(number % ALIGNED for number in (key, value, keys.stride(0))):
-        raise ValueError(f"expected blocks that begin at multiples of {ALIGNED} numbers, found {key} and {value}")
-    return key, value, keys.stride(0)
 
-
-def readers_of(
-    anchor: torch.Tensor, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], table: AttentionTable
-) -> tuple[np.ndarray, np.ndarray]:
-    """Readers `[N, 10]` and score scales `[N]` of a table whose items have keys and values `[H, T, D]` of one layer."""
-    found = []
-    for item, k, v in zip(table.items, keys, values, strict=True):
-        bound = EVERY if item.diagonal is None else item.diagonal + 1 - item.first_row
-        turn = 0 if item.rotation is None else item.rotation + 1
-        place = (*place_of(anchor, k, v), 0, k.shape[1])
-        found.append((*place, item.group, item.first_row, item.last_row, bound, turn))
-    return np.asarray(found, np.int64), np.asarray([item.scale for item in table.items], np.float32)
+    def __init__(self, needed: dict[str, int]) -> None:
+        super().__init__(f"expected work that fits, found {needed}")
+        self.needed = needed
 
 
 def plan_work(
