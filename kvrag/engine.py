@@ -12,7 +12,7 @@ from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
 from kvrag.builder import BuildReport, Chunk, batches, encode_batch, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
-from kvrag.errors import PromptError, PromptTooLongError
+from kvrag.errors import KVRagError, PromptError, PromptTooLongError
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
 from kvrag.packet import Scope
@@ -72,7 +72,7 @@ class PacketEngine:
         device_memory: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
-        check_movable(model)
+        _check(model)
         if cuda_graphs:
             model.record_passes()
         self.model = model
@@ -86,7 +86,10 @@ class PacketEngine:
         self._reader = PromptReader(model, store, self.adapter)
         self._owns_store = False
         self._lock = threading.Lock()
-        self._worker = Worker(model, self._states, model.new_pool(device_memory))
+        pool = model.new_pool(device_memory)
+        if pool is not None and model.device.type == "cuda":
+            store.pin_memory()
+        self._worker = Worker(model, self._states, pool)
         if self.adapter is None and self.strategy.name == "kv-packet":
             _log.warning("kv-packet is untrained: no adapter for %s, so answers from packets are weaker", model.name)
 
@@ -355,3 +358,17 @@ class PacketEngine:
     def _forget_computed(self) -> None:
         self._states.clear()
         self.model.forget_passes()
+
+
+def _check(model: LanguageModel) -> None:
+    """Check that packets can be moved, and do without the kernels for GPUs where they do not run."""
+    try:
+        check_movable(model)
+    except KVRagError:
+        raise
+    except Exception as error:  # of a compiler, a driver, or a GPU that is too old
+        if model.passes.works is None:
+            raise
+        _log.warning("the kernels for GPUs do not run here, so passes are slower: %s: %s", type(error).__name__, error)
+        model.passes.works = None
+        check_movable(model)

@@ -224,7 +224,7 @@ class LanguageModel:
             return None
         if capacity is None:
             capacity = int(_SHARE_OF_FREE * torch.cuda.mem_get_info(self.device)[0])
-        return DevicePool(self.geometry, self.dtype, self.device, capacity)
+        return DevicePool(self.geometry, self.dtype, self.device, capacity, self.passes.works.arrivals)
 
     @property
     def has_chat_template(self) -> bool:

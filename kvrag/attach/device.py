@@ -10,6 +10,7 @@ from kvrag_kernels.packet_attention.readers import ALIGNED, EVERY
 from kvrag_kernels.packet_attention.work import CapacityError
 from torch.nn.functional import scaled_dot_product_attention
 
+from kvrag.attach.arrivals import Arrivals
 from kvrag.attach.lane import Geometry, Lane
 from kvrag.rope import Rope
 
@@ -27,9 +28,14 @@ class DeviceWorks:
         rope: of the model.
         dtype: of keys and values.
         device: of the model.
+
+    Attributes:
+        arrivals: what passes wait for, layer by layer.
+        anchor: what the places of keys and values are counted from.
     """
 
     def __init__(self, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> None:
+        self.arrivals = Arrivals(geometry.layers, device)
         self.anchor = torch.zeros(2 * geometry.head_dim, dtype=dtype, device=device)
         self._geometry = geometry
         self._half = len(rope.inv_freq)
@@ -59,7 +65,9 @@ class DeviceWorks:
     def _make(self, rows: int, capacity: dict[str, int]) -> DeviceWork:
         g = self._geometry
         group = g.heads // g.kv_heads
-        work = DeviceWork(self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, capacity=capacity)
+        work = DeviceWork(
+            self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, capacity=capacity, before=self.arrivals.wait
+        )
         self._works[rows] = work
         return work
 

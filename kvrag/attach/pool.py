@@ -4,53 +4,20 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 
+from kvrag.attach.arrivals import Arrivals
 from kvrag.attach.lane import Geometry
+from kvrag.attach.slot import Slot
 from kvrag.errors import PoolError, PoolFullError
 from kvrag.packet import Packet, PacketKey
 
-__all__ = ["DevicePool", "PoolHold", "Slot"]
+__all__ = ["DevicePool", "PoolHold"]
 
 _ALIGNMENT = 256  # bytes; a multiple of every element size and of what the widest loads ask for
 _STAGING = 64 << 20  # bytes; copies of this size take much longer than their launches
-
-
-@dataclass(eq=False)
-class Slot:
-    """A packet's place in the pool's arena, its own for as long as it is held.
-
-    Attributes:
-        key: of the packet.
-        shape: `[L, 2, H, T, D]`.
-        address: bytes from the arena's start; compaction changes it.
-        size: bytes taken, a multiple of 256.
-        arena: the pool's.
-    """
-
-    key: PacketKey
-    shape: torch.Size
-    address: int
-    size: int
-    arena: torch.Tensor = field(repr=False)
-
-    @property
-    def tokens(self) -> int:
-        """Number of rows `T`."""
-        return self.shape[3]
-
-    @property
-    def begin(self) -> int:
-        """Elements from the arena's start; compaction changes it."""
-        return self.address // self.arena.itemsize
-
-    @property
-    def kv(self) -> torch.Tensor:
-        """A view `[L, 2, H, T, D]` of where the packet is now; ask again before every pass."""
-        return self.arena.narrow(0, self.begin, self.shape.numel()).view(self.shape)
 
 
 class DevicePool:
@@ -69,6 +36,7 @@ class DevicePool:
         dtype: of keys and values.
         device: where the arena is.
         capacity: bytes, rounded down to 256; a staging buffer of at most 64 MiB comes on top.
+        arrivals: how packets get there.
 
     Attributes:
         arena: flat, of `dtype`.
@@ -76,7 +44,15 @@ class DevicePool:
         moves: compactions that moved something; addresses kept from before are stale.
     """
 
-    def __init__(self, geometry: Geometry, dtype: torch.dtype, device: torch.device, capacity: int) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        dtype: torch.dtype,
+        device: torch.device,
+        capacity: int,
+        arrivals: Arrivals | None = None,
+    ) -> None:
+        self.arrivals = arrivals or Arrivals(geometry.layers, device)
         self.capacity = capacity // _ALIGNMENT * _ALIGNMENT
         self.nbytes = self.moves = 0
         with torch.inference_mode(False):  # what is made in inference mode can be written only there
@@ -104,8 +80,7 @@ class DevicePool:
             while self.capacity - self.nbytes < needed:
                 oldest = next(k for k, slot in self._slots.items() if k not in wanted and slot not in self._pins)
                 self._free(self._slots.pop(oldest))
-            for packet in missing:
-                self._put(packet)
+            self._load(missing)
             slots = {key: self._slots.pop(key) for key in wanted}
             self._slots.update(slots)  # they are the most recently used ones now
             self._pins.update(slots.values())
@@ -119,6 +94,7 @@ class DevicePool:
     def compact(self) -> None:
         """Move all packets towards the arena's start, held ones too, so that one hole is left."""
         with self._lock:
+            self.arrivals.wait_for_all()
             self.moves += any(address < self.nbytes for address in self._holes)  # packets lie behind a hole
             distance = 0
             for (address, size), (end, _) in pairwise([*sorted(self._holes.items()), (self.capacity, 0)]):
@@ -176,18 +152,27 @@ class DevicePool:
             expected = f"packets of at most {self.capacity} bytes, found one of {max(sizes)}; build smaller chunks"
         return PoolFullError(f"expected {expected} or raise device_memory", needed, self.capacity, pinned)
 
-    def _put(self, packet: Packet) -> None:
+    def _load(self, packets: list[Packet]) -> None:
+        """Give packets their places and begin to copy them; all of them or none."""
+        placed = [(self._place(packet), packet) for packet in packets]
+        try:
+            self.arrivals.load([(slot.kv, packet.kv) for slot, packet in placed])
+        except BaseException:
+            for slot, _ in placed:
+                self._free(self._slots.pop(slot.key))
+            raise
+
+    def _place(self, packet: Packet) -> Slot:
         size = _size(packet)
         if all(room < size for room in self._holes.values()):
             self.compact()
         room, address = min((room, address) for address, room in self._holes.items() if room >= size)
-        slot = Slot(packet.key, packet.kv.shape, address, size, self.arena)
-        slot.kv.copy_(packet.kv, non_blocking=True)
-        del self._holes[address]  # only now: after a copy that failed it is still a hole
+        slot = self._slots[packet.key] = Slot(packet.key, packet.kv.shape, address, size, self.arena)
+        del self._holes[address]
         if room > size:
             self._holes[address + size] = room - size
-        self._slots[packet.key] = slot
         self.nbytes += size
+        return slot
 
     def _free(self, slot: Slot) -> None:
         """Make a slot's bytes a hole, one with the holes beside it."""

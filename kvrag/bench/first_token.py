@@ -85,6 +85,8 @@ def _measure(prompt: RandomPrompt, bandwidth: Bandwidth, tiers: Sequence[str], r
     times = {(FULL, "-"): median_ms({FULL: lambda: full_prefill(prompt)}, model.device, runs=max(3, runs // 3))[FULL]}
     if "device" in tiers:
         held = None if pool is None else pool.hold(prompt.packets)
+        if pool is not None:
+            pool.arrivals.wait_for_all()
         blocks = [p.kv if held is None else held.slots[p.key].kv for p in prompt.packets]
         calls: dict[str, Callable[[], object]] = {COPIED: lambda: copied_cache(prompt, blocks)}
         calls |= _attaching(prompt, pool)

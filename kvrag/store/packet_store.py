@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -47,6 +48,7 @@ class PacketStore:
         self._index = Index(self.root / "index.sqlite")
         self._matchers = Matchers(self._index)
         self._memory = HostMemory(memory_bytes)
+        self._pinned = False
         self._loading: dict[PacketKey, Future[Packet | None]] = {}
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -109,6 +111,10 @@ class PacketStore:
         """Load packets and keep them in host memory until the hold is released; those that are missing are left out."""
         packets = (self.get(key) for key in dict.fromkeys(keys))
         return self._memory.hold([packet for packet in packets if packet is not None])
+
+    def pin_memory(self) -> None:
+        """Read packets into memory that a GPU can copy from by itself, from now on."""
+        self._pinned = True
 
     def remove(self, key: PacketKey) -> bool:
         """Delete a packet and forget its texts; False when there was none."""
@@ -191,7 +197,8 @@ class PacketStore:
         if row is None:
             return None
         try:
-            return self._disk.read(row)
+            packet = self._disk.read(row)
+            return replace(packet, kv=packet.kv.pin_memory()) if self._pinned else packet
         except CorruptPacketError as error:
             with self._lock:
                 self._counts["corrupt"] += 1

@@ -1,5 +1,7 @@
 """Passes by the kernels for GPUs equal passes by the others; in Triton's interpreter where there is no GPU."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +197,11 @@ def test_a_compiled_pass_equals_others(models):
     model.graphs = ForwardGraphs(model.compiled_run(backend="aot_eager", fullgraph=True), lambda call: call)
     for _ in range(2):
         torch.testing.assert_close(logits(), wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_an_engine_does_without_kernels_that_do_not_run(models, tmp_path, monkeypatch, caplog):
+    _, model = models
+    monkeypatch.setattr(DeviceWorks, "filled", Mock(side_effect=RuntimeError("no kernel image is available")))
+    assert answer(model, tmp_path, max_new_tokens=2).usage.cached_tokens > 0
+    assert "no kernel image is available" in caplog.text
+    assert model.passes.works is None

@@ -95,7 +95,6 @@ def test_bytes_arrive_as_they_were(geometry, dtype):
         for packet in packets:
             slot = hold.slots[packet.key]
             assert slot.key == packet.key
-            assert slot.tokens == packet.tokens
             assert slot.kv.shape == packet.kv.shape
             assert slot.kv.dtype == dtype
             assert slot.kv.is_contiguous()

@@ -1,6 +1,7 @@
 """Packet attention on a GPU: the work of a pass in fixed buffers, and the launches that read it."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -41,6 +42,7 @@ class DeviceWork:
         half: E / 2 of the rotary embedding.
         capacity: rows of arrays by name, at least; what is not named gets a size that suffices for most.
         multiprocessors: to keep busy; 0 asks the device.
+        before: called with a layer's number before its keys and values are read.
 
     Attributes:
         anchor: as given.
@@ -60,11 +62,13 @@ class DeviceWork:
         *,
         capacity: dict[str, int] | None = None,
         multiprocessors: int = 0,
+        before: Callable[[int], object] = lambda layer: None,
     ) -> None:
         self.anchor = anchor
         self.rows = rows
         self.number = next(_numbers)
         _works[self.number] = self
+        self._before = before
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
         self._multiprocessors = multiprocessors or _multiprocessors(device)
@@ -189,6 +193,7 @@ class DeviceWork:
         """Write keys and values `[S, H, D]` of a layer, then attend: `[S, HQ, D]` from queries `[S, HQ, D]`."""
         if torch.compiler.is_compiling():
             return attend_to_work(query, key, value, self.number, layer, scaling)
+        self._before(layer)
         self.write(key, value, layer)
         return self.attend(query, layer, scaling)
 

@@ -1,0 +1,113 @@
+"""Everything that is said about the shipped adapter's quality, into one file.
+
+    python benchmarks/quality.py --folder data --without-squad FILE --out benchmarks/results/quality-h200.json
+
+Every job is one `kvrag eval quality`; there are as many at a time as there are GPUs, or one. `data` holds
+`squad_dev.json.gz`, `multihop.jsonl.gz` and `mtrag.jsonl.gz`; jobs whose file is missing are left out and named. The
+file is written after every job.
+"""
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SQUAD, MULTIHOP, MTRAG = "squad_dev.json.gz", "multihop.jsonl.gz", "mtrag.jsonl.gz"
+
+SHIPPED = [
+    [SQUAD, "--passages", "4", "--limit", "5665"],
+    [SQUAD, "--passages", "8"],
+    ["needle", "--passages", "8"],
+    ["biography", "--passages", "8"],
+    [SQUAD, "--passages", "4", "--template", "xml"],
+    [MTRAG, "--passages", "4"],
+    [MULTIHOP, "--passages", "10"],
+]
+WITHOUT_SQUAD = [
+    [SQUAD, "--passages", "4"],
+    [SQUAD, "--passages", "8"],
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of the files of questions")
+    parser.add_argument("--without-squad", type=Path, help="an adapter that was trained on everything but SQuAD")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--batch-tokens", default="300000")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    parts, jobs = [], []
+    for part, (source, *options) in [("", job) for job in SHIPPED] + [("without_squad", job) for job in WITHOUT_SQUAD]:
+        file = args.folder / source
+        if part and args.without_squad is None:
+            continue
+        if "." in source and not file.exists():
+            sys.stderr.write(f"left out: {source}, which is not in {args.folder}\n")
+            continue
+        adapter = ["--adapter", str(args.without_squad)] if part else []
+        parts.append(part)
+        jobs.append(["--data", str(file) if "." in source else source, *options, *adapter])
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in range(len(jobs)):
+        waiting.put(number)
+    found: dict[int, dict] = {}
+    lock = threading.Lock()
+
+    def keep(number: int, result: dict) -> None:
+        with lock:
+            found[number] = result
+            args.out.write_text(json.dumps(merged(found, parts), indent=1) + "\n")
+
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else [None]
+    threads = [threading.Thread(target=work, args=(gpu, jobs, waiting, args, keep)) for gpu in gpus]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def merged(found: dict[int, dict], parts: list[str]) -> dict:
+    report: dict = {}
+    for number in sorted(found):
+        where = report.setdefault(parts[number], {}) if parts[number] else report
+        where |= found[number] | {"rows": where.get("rows", []) + found[number]["rows"]}
+    return report
+
+
+def work(
+    gpu: int | None,
+    jobs: list[list[str]],
+    waiting: "queue.SimpleQueue[int]",
+    args: argparse.Namespace,
+    keep: Callable[[int, dict], None],
+) -> None:
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    while True:
+        try:
+            number = waiting.get_nowait()
+        except queue.Empty:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "quality.json"
+            command = [sys.executable, "-m", "kvrag", "eval", "quality", "--model", args.model, *jobs[number]]
+            command += ["--batch-tokens", args.batch_tokens, "--out", str(out)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            sys.stdout.write(done.stdout)
+            if done.returncode:
+                sys.stderr.write(f"failed: {' '.join(jobs[number])}\n{done.stderr}\n")
+                continue
+            keep(number, json.loads(out.read_text()))
+
+
+if __name__ == "__main__":
+    main()
