@@ -112,7 +112,6 @@ def attend_units(
         row = tl.load(entries + (first_entry + entry) * 2, mask=live, other=0)
         lane = tl.load(entries + (first_entry + entry) * 2 + 1, mask=live, other=0)
         q_at = query + row * query_row + (head * GROUP + m % GROUP) * query_head
-        q_mask = live[:, None] & in_half[None, :]
         highest = tl.full([BLOCK_ROWS], -1e30, tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         output = tl.zeros([BLOCK_ROWS, PADDED], tl.float32)
@@ -122,15 +121,24 @@ def attend_units(
             first_row = tl.load(about, mask=live, other=1 << 30)
             bound = tl.load(about + 1, mask=live, other=0)
             turn = tl.load(about + 2, mask=live, other=0)
-            limit = tl.where(row >= first_row, row + bound, 0)
-            needed = tl.minimum(tokens, tl.max(limit, 0))  # rows of a prefill see few of their own tokens
-            x = tl.load(q_at[:, None] + lo[None, :], mask=q_mask, other=0.0).to(tl.float32)
-            y = tl.load(q_at[:, None] + hi[None, :], mask=q_mask, other=0.0).to(tl.float32)
-            angle = turn[:, None] * HALF + i[None, :]
-            c = tl.load(cos + angle, mask=live[:, None] & turns[None, :], other=1.0)
-            s = tl.load(sin + angle, mask=live[:, None] & turns[None, :], other=0.0)
+            limit = tl.minimum(tl.where(row >= first_row, row + bound, 0), tokens)
+            needed = tl.max(limit, 0)  # rows of a prefill see few of their own tokens
+            angle = turn[:, None] * HALF + i[None, :]  # rows that are not live are row 0, turned by nothing
+            if D == PADDED:
+                x = tl.load(q_at[:, None] + lo[None, :]).to(tl.float32)
+                y = tl.load(q_at[:, None] + hi[None, :]).to(tl.float32)
+            else:
+                x = tl.load(q_at[:, None] + lo[None, :], mask=in_half[None, :], other=0.0).to(tl.float32)
+                y = tl.load(q_at[:, None] + hi[None, :], mask=in_half[None, :], other=0.0).to(tl.float32)
+            if 2 * HALF == PADDED:
+                c = tl.load(cos + angle)
+                s = tl.load(sin + angle)
+            else:
+                c = tl.load(cos + angle, mask=turns[None, :], other=1.0)
+                s = tl.load(sin + angle, mask=turns[None, :], other=0.0)
             q_lo = (x * c + y * s).to(kind)
             q_hi = (y * c - x * s).to(kind)
+            tl.debug_barrier()  # keeps the next loads' addresses from being computed above, where registers are short
             scale = tl.load(piece_scales + piece) * scaling
             place = layer.to(tl.int64) * tl.load(piece_offsets + piece * 4 + 3)
             place += head * tl.load(piece_offsets + piece * 4 + 2)
@@ -138,14 +146,14 @@ def attend_units(
             value = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4 + 1), 16)
             for first in range(0, needed, BLOCK_TOKENS):
                 token = first + tl.arange(0, BLOCK_TOKENS)
-                there = (token < tokens)[:, None]
+                there = (token < needed)[:, None]
                 at = token[:, None] * D
                 k_lo = tl.load(key + at + lo[None, :], mask=there & in_half[None, :], other=0.0).to(kind)
                 k_hi = tl.load(key + at + hi[None, :], mask=there & in_half[None, :], other=0.0).to(kind)
                 v = tl.load(value + at + d[None, :], mask=there & (d < D)[None, :], other=0.0).to(kind)
                 scores = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
                 scores = tl.dot(q_hi, tl.trans(k_hi), scores, input_precision="ieee") * scale
-                seen = (token[None, :] < limit[:, None]) & (token[None, :] < tokens)
+                seen = token[None, :] < limit[:, None]
                 scores = tl.where(seen, scores, -1e30)
                 higher = tl.maximum(highest, tl.max(scores, 1))
                 weights = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
