@@ -22,7 +22,11 @@ class Arrivals:
     def __init__(self, layers: int, device: torch.device) -> None:
         self._layers = layers
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._events = [torch.cuda.Event(external=True) for _ in range(layers)] if self._stream is not None else []
+        self._events: list[torch.cuda.Event] = []
+        if self._stream is not None:
+            self._events = [torch.cuda.Event(external=True) for _ in range(layers)]
+            for event in self._events:
+                event.record(self._stream)  # an event that was never recorded is not waited for, recorded pass or not
 
     def load(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Begin to copy, behind everything that was launched before.

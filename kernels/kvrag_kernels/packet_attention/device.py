@@ -26,8 +26,7 @@ _KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
     ("piece_scales", "cos", "sin", "group_scale", "group_bias"), np.float32
 )
 _numbers = itertools.count()
-_PROGRAMS = 2
-"""Programs of a launch per multiprocessor."""
+_PARTS = 4096  # partial results that there is room for, unless more rows need as many
 
 
 class DeviceWork:
@@ -71,8 +70,8 @@ class DeviceWork:
         self._before = before
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
-        self._multiprocessors = multiprocessors or _multiprocessors(device)
         self._tile = tile_shape(rows, group, head_dim, hopper=_is_hopper(device))
+        self._programs = self._tile.programs * (multiprocessors or _multiprocessors(device))
         sizes = {
             "counts": 2,
             "units": 256,
@@ -89,7 +88,7 @@ class DeviceWork:
             "group_scale": 16,
             "group_bias": 16,
             "places": rows,
-            "parts": 64 * rows,
+            "parts": rows * max(1, min(64, _PARTS // rows)),
         }
         for name, wanted in (capacity or {}).items():
             while sizes[name] < wanted:
@@ -139,7 +138,7 @@ class DeviceWork:
             self._head_dim,
             groups=len(table.group_scale),
             unit_rows=max(1, self._tile.block_rows // self._group),
-            units=-(-_PROGRAMS * self._multiprocessors // self._heads),
+            units=max(1, self._programs // self._heads),  # not more, or some would come when all others are done
         )
         arrays = work.arrays() | self._shared(table)
         if places is not None:
@@ -172,7 +171,7 @@ class DeviceWork:
         if query.stride(2) != 1:
             query = query.contiguous()
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        attend_units[(_PROGRAMS * self._multiprocessors,)](
+        attend_units[(self._programs,)](
             query, self.anchor, a["cos"], a["sin"], a["counts"], a["units"], a["items"], a["entries"], a["pieces"],
             a["piece_offsets"], a["piece_scales"], a["lanes"], self._partial, self._partial_lse,
             layer, scaling * LOG2_E, query.stride(0), query.stride(1),

@@ -6,6 +6,7 @@ third puts a pass's own keys and values where the others look for them.
 """
 
 # pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false
 
 from dataclasses import dataclass
 
@@ -28,12 +29,14 @@ class TileShape:
         block_tokens: tokens of a tile.
         warps: of a program.
         stages: tiles in flight.
+        programs: that a multiprocessor has registers for at a time.
     """
 
     block_rows: int
     block_tokens: int
     warps: int
     stages: int
+    programs: int
 
 
 def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileShape:
@@ -49,12 +52,12 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileSha
     wide = head_dim > 128
     tokens = 32 if wide or (head_dim > 64 and not hopper) else 64
     if wanted <= 16:
-        return TileShape(16, 32, 4, 3 if wide else 4)
+        return TileShape(16, 32, 4, 3 if wide else 4, 2 if wide else 4)
     if wanted <= 32 or wide:
-        return TileShape(32, tokens, 8 if wide else 4, 3)
+        return TileShape(32, tokens, 8 if wide else 4, 3, 1 if wide else 2)
     if wanted > 64 and hopper and head_dim in (64, 128) and group & (group - 1) == 0:
-        return TileShape(128, tokens, 8, 3)
-    return TileShape(64, tokens, 8, 3)
+        return TileShape(128, tokens, 8, 3, 1)
+    return TileShape(64, tokens, 8, 3, 1)
 
 
 @triton.jit(do_not_specialize=["layer"])

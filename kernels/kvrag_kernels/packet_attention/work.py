@@ -74,7 +74,7 @@ def plan_work(
     groups: int,
     unit_rows: int,
     units: int,
-    shortest: int = 256,
+    shortest: int = 128,
 ) -> Work:
     """Cut extents into pieces that keep a GPU busy.
 
