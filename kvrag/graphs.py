@@ -72,7 +72,7 @@ class ForwardGraphs:
     def run(
         self, embeds: torch.Tensor, positions: torch.Tensor, current: DevicePass, wanted: torch.Tensor
     ) -> torch.Tensor:
-        """Logits `[n, vocab]` of a pass, as `LanguageModel.run` gives them; they last until the next pass.
+        """Logits `[n, vocab]` of a pass, as `LanguageModel.run` gives them.
 
         Args:
             embeds: `[S, hidden]`.
@@ -93,7 +93,7 @@ class ForwardGraphs:
         graph.positions[: len(positions)] = positions
         graph.wanted[: len(wanted)] = wanted
         graph.replay()
-        return graph.logits[: len(wanted)]
+        return graph.logits[: len(wanted)].clone()  # the next pass writes over them
 
     def clear(self) -> None:
         """Forget what was recorded: the model's weights have moved."""
