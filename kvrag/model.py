@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,17 +262,16 @@ class LanguageModel:
         The lanes gain their rows only when the whole pass went through.
         """
         counts = [len(r.ids) for r in rows]
-        ids = torch.tensor([i for r in rows for i in r.ids], device=self.device)
-        positions = torch.tensor([p for r in rows for p in r.positions], device=self.device)
+        last = [end - 1 for end in accumulate(counts)]
+        numbers = [*chain.from_iterable(r.ids for r in rows), *chain.from_iterable(r.positions for r in rows), *last]
+        sizes = [sum(counts), sum(counts), len(last)]
+        ids, positions, wanted = torch.tensor(numbers, device=self.device).split(sizes)  # one copy to the device
         embeds = self.embed(ids)
-        first, last = 0, []
-        for r, count in zip(rows, counts, strict=True):
+        for r, end, count in zip(rows, last, counts, strict=True):
             for row, soft in r.soft:
-                embeds[first + row : first + row + len(soft)] = soft
-            first += count
-            last.append(first - 1)
+                first = end + 1 - count + row
+                embeds[first : first + len(soft)] = soft
         current = self.passes.new([r.lane for r in rows], counts)
-        wanted = torch.tensor(last, device=self.device)
         if self.graphs is not None and self.graphs.takes(current):
             logits = self.graphs.run(embeds, positions, current, wanted)
         else:
