@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 import triton
-from kvrag_kernels.packet_attention.triton import attend_units, merge_parts, tile_shape, write_rows
+from kvrag_kernels.packet_attention.tiles import tile_shape
+from kvrag_kernels.packet_attention.triton import attend_units, merge_parts, write_rows
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from kvrag_kernels.packet_attention.table import AttentionTable
+from kvrag_kernels.packet_attention.tiles import tile_shape
 from kvrag_kernels.packet_attention.triton import (
     INTERPRETED,
     LOG2_E,
     attend_units,
     merge_parts,
-    tile_shape,
     write_rows,
 )
 from kvrag_kernels.packet_attention.work import CapacityError, plan_work

@@ -8,56 +8,14 @@ third puts a pass's own keys and values where the others look for them.
 # pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportArgumentType=false
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "LOG2_E", "TileShape", "attend_units", "merge_parts", "tile_shape", "write_rows"]
+__all__ = ["INTERPRETED", "LOG2_E", "attend_units", "merge_parts", "write_rows"]
 
 LOG2_E = 1.4426950408889634
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on a machine without a GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class TileShape:
-    """How a program works on a unit.
-
-    Attributes:
-        block_rows: rows of a tile, each a row of the pass for one query head.
-        block_tokens: tokens of a tile.
-        warps: of a program.
-        stages: tiles in flight.
-        programs: that a multiprocessor has registers for at a time.
-    """
-
-    block_rows: int
-    block_tokens: int
-    warps: int
-    stages: int
-    programs: int
-
-
-def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileShape:
-    """The tile for passes of `rows` rows: as large as registers allow without spilling, which offline tests check.
-
-    Args:
-        rows: S of the pass.
-        group: query heads to a KV head.
-        head_dim: D.
-        hopper: compute capability 9.0 or later.
-    """
-    wanted = rows * group
-    wide = head_dim > 128
-    tokens = 32 if wide or (head_dim > 64 and not hopper) else 64
-    if wanted <= 16:
-        return TileShape(16, 32, 4, 3 if wide else 4, 2 if wide else 4)
-    if wanted <= 32 or wide:
-        return TileShape(32, tokens, 8 if wide else 4, 3, 1 if wide else 2)
-    if wanted > 64 and hopper and head_dim in (64, 128) and group & (group - 1) == 0:
-        return TileShape(128, tokens, 8, 3, 1)
-    return TileShape(64, tokens, 8, 3, 1)
 
 
 @triton.jit(do_not_specialize=["layer"])
