@@ -55,6 +55,7 @@ class ForwardGraphs:
 
     Attributes:
         sizes: rows of passes that are recorded; what has fewer is filled up.
+        refused: why the model cannot be recorded; empty as long as it can.
     """
 
     sizes = SIZES
@@ -63,11 +64,11 @@ class ForwardGraphs:
         self._run = run
         self._record = record or _Recorder()
         self._graphs: dict[tuple[int, int], _Graph] = {}
-        self._refused = ""
+        self.refused = ""
 
     def takes(self, current: Pass) -> TypeGuard[DevicePass]:
         """Whether a pass is one that is recorded."""
-        return isinstance(current, DevicePass) and current.rows <= self.sizes[-1] and not self._refused
+        return isinstance(current, DevicePass) and current.rows <= self.sizes[-1] and not self.refused
 
     def run(
         self, embeds: torch.Tensor, positions: torch.Tensor, current: DevicePass, wanted: torch.Tensor
@@ -86,8 +87,8 @@ class ForwardGraphs:
             try:
                 graph = self._graphs[size] = self._make(embeds, positions, current.work, size[1])
             except Exception as error:  # whatever a user's model does while it is recorded
-                self._refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                _log.warning("the model cannot be recorded as a CUDA graph, so passes are slower: %s", self._refused)
+                self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                _log.warning("the model cannot be recorded as a CUDA graph, so passes are slower: %s", self.refused)
                 return self._run(embeds, positions, current, wanted)
         graph.embeds[: len(embeds)] = embeds
         graph.positions[: len(positions)] = positions
@@ -128,8 +129,13 @@ class _Recorder:
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 call()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        before = torch.cuda.current_stream()
+        before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            call()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                call()
+        except BaseException:
+            torch.cuda.set_stream(before)  # a capture that fails leaves the thread on its own stream
+            raise
         return graph.replay

@@ -32,6 +32,7 @@ __all__ = ["LanguageModel", "Rows", "convert_gguf"]
 
 _PREFIX = "kvrag_"
 _IMPLEMENTATION_KWARG = "kvrag_implementation"
+_COMPILED_SIZES = 64  # passes of different sizes that torch.compile may see before it gives up
 _SHARE_OF_FREE = 0.4  # of a GPU's memory, for packets; the rest is for activations, lanes and others
 
 
@@ -375,7 +376,8 @@ class LanguageModel:
         forward = torch.compile(self._model, dynamic=False, **options)
 
         def run(embeds: torch.Tensor, positions: torch.Tensor, current: Pass, wanted: torch.Tensor) -> torch.Tensor:
-            return self.run(embeds, positions, current, wanted, forward)
+            with torch._dynamo.config.patch(recompile_limit=_COMPILED_SIZES):
+                return self.run(embeds, positions, current, wanted, forward)
 
         return run
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import torch
+
 from kvrag.attach import ComputedStates, DevicePool, release_helpers
 from kvrag.errors import EngineError, PoolFullError
 from kvrag.model import LanguageModel, Rows
@@ -115,6 +117,8 @@ class Worker:
         self._inbox.put(item)
 
     def _loop(self) -> None:
+        if self._model.device.type == "cuda":
+            torch.cuda.set_device(self._model.device)  # which is every thread's own
         active: list[Request] = []
         while True:
             while not active or not self._inbox.empty():

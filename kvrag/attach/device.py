@@ -43,8 +43,10 @@ class DeviceWorks:
 
     @classmethod
     def of(cls, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> "DeviceWorks | None":
-        """Buffers for a model, or None where its heads have a size that the kernels do not take."""
-        return None if geometry.head_dim % ALIGNED else cls(geometry, rope, dtype, device)
+        """Buffers for a model, or None where its heads have a size or number that the kernels do not take."""
+        g = geometry
+        taken = g.head_dim % ALIGNED == 0 and g.head_dim >= 32 and g.heads // g.kv_heads <= 32
+        return cls(geometry, rope, dtype, device) if taken else None
 
     def filled(
         self, rows: int, readers: np.ndarray, scales: np.ndarray, table: AttentionTable, places: np.ndarray
@@ -58,7 +60,8 @@ class DeviceWorks:
         try:
             work.fill(readers, scales, table, places)
         except CapacityError as error:
-            work = self._make(size, error.needed)
+            needed = {name: max(count, work.capacity[name]) for name, count in error.needed.items()}
+            work = self._make(size, needed)
             work.fill(readers, scales, table, places)
         return work
 

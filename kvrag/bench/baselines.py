@@ -29,9 +29,11 @@ def copied_cache(prompt: RandomPrompt, on_device: list[torch.Tensor]) -> int:
         on_device: their numbers `[L, 2, H, T, D]`.
     """
     model = prompt.model
-    starts = torch.tensor(prompt.prepared.starts[:-1])
-    cos, sin = model.rope.angles(starts.repeat_interleave(torch.tensor([p.tokens for p in prompt.packets])).tolist())
-    cos, sin = (angles.to(model.device, model.dtype) for angles in (cos, sin))
+    counts = torch.tensor([p.tokens for p in prompt.packets], device=model.device)
+    cos, sin = (
+        angles.to(model.device, model.dtype).repeat_interleave(counts, 0, output_size=prompt.context)
+        for angles in model.rope.angles(prompt.prepared.starts[:-1])
+    )
     cache = DynamicCache()
     for layer in range(model.geometry.layers):
         keys = torch.cat([kv[layer, 0] for kv in on_device], 1)

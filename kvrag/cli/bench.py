@@ -10,7 +10,7 @@ from rich.table import Table
 from kvrag.cli.app import app
 from kvrag.cli.options import DeviceOption, DtypeOption
 from kvrag.cli.terminal import quiet, results, write_json
-from kvrag.errors import SettingsError
+from kvrag.errors import KVRagError, SettingsError
 
 if TYPE_CHECKING:
     from kvrag.bench import Bandwidth, BenchReport
@@ -176,6 +176,10 @@ def _open(model: str, device: str, dtype: str, graphs: str, tokens: int) -> "tup
         loaded.record_passes(compiled=graphs == "compiled")
         with Console(stderr=True).status("recording passes"):
             warm_up = loaded.warm_up()
+        if loaded.graphs is not None and loaded.graphs.refused:
+            raise KVRagError(
+                f"expected a model that can be recorded, found {loaded.graphs.refused}; measure it with --graphs none"
+            )
     return loaded, warm_up
 
 

@@ -25,7 +25,7 @@ from kvrag.graphs import ForwardGraphs
 
 PROMPT = "Documents:\n" + "\n\n".join(CHUNKS[:3]) + "\nQuestion: how many goats? Answer:"
 MODELS = {
-    "llama": lambda: LlamaConfig(**TINY),
+    "llama": lambda: LlamaConfig(**TINY | {"head_dim": 32}),
     "qwen3, three query heads to a KV head": lambda: Qwen3Config(
         **TINY | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
     ),

@@ -18,7 +18,7 @@ PROMPT = "Documents:\n" + "\n\n".join(CHUNKS) + "\nQuestion: how many goats? Ans
 
 
 def answers(device, hf_tokenizer, folder):
-    model = LanguageModel(build_model(LlamaConfig(**TINY)).to(device), hf_tokenizer, name="tiny")
+    model = LanguageModel(build_model(LlamaConfig(**TINY | {"head_dim": 32})).to(device), hf_tokenizer, name="tiny")
     with (
         PacketStore(folder) as store,
         PacketEngine(model, store=store, adapter="none", strategy="no-recompute") as engine,
