@@ -15,7 +15,7 @@ from kvrag.attach.lane import Lane
 from kvrag.errors import UnsupportedModelError
 from kvrag.rope import Rope
 
-__all__ = ["PASS_KWARG", "AttentionPass", "Pass", "attend"]
+__all__ = ["PASS_KWARG", "AttentionPass", "LanePass", "Pass", "attend"]
 
 PASS_KWARG = "kvrag_pass"
 
@@ -48,7 +48,27 @@ class Pass(Protocol):
         ...
 
 
-class AttentionPass:
+class LanePass:
+    """What all passes over lanes have in common.
+
+    Args:
+        lanes: the lanes, in the order of their rows in the pass.
+        rows: number of rows each lane computes now.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], rows: Sequence[int]) -> None:
+        self.layers_seen = 0
+        self._lanes = list(zip(lanes, rows, strict=True))
+        for lane, count in self._lanes:
+            lane.reserve(count)
+
+    def commit(self) -> None:
+        """Make the rows of a pass that went through part of their lanes."""
+        for lane, count in self._lanes:
+            lane.advance(count)
+
+
+class AttentionPass(LanePass):
     """One forward pass over rows of several lanes.
 
     Args:
@@ -58,8 +78,7 @@ class AttentionPass:
     """
 
     def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope) -> None:
-        self.layers_seen = 0
-        self._lanes = list(zip(lanes, rows, strict=True))
+        super().__init__(lanes, rows)
         device = lanes[0].own(0, 0).device
         turns: dict[int, int] = {}
         items: list[AttentionItem] = []
@@ -67,7 +86,6 @@ class AttentionPass:
         self._values: list[tuple[torch.Tensor, ...]] = []
         first = 0
         for lane, count in self._lanes:
-            lane.reserve(count)
             for extent in lane.extents:
                 seen_from = first + max(0, extent.seen_from - lane.length)
                 if seen_from < first + count:
@@ -95,11 +113,6 @@ class AttentionPass:
         keys = [of_layer[layer] for of_layer in self._keys]
         values = [of_layer[layer] for of_layer in self._values]
         return packet_attention(query.transpose(0, 1), keys, values, self._table, scaling)
-
-    def commit(self) -> None:
-        """Make the rows of a pass that went through part of their lanes."""
-        for lane, count in self._lanes:
-            lane.advance(count)
 
 
 def attend(

@@ -11,6 +11,7 @@ from kvrag_kernels.packet_attention.work import CapacityError
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.arrivals import Arrivals
+from kvrag.attach.attention import LanePass
 from kvrag.attach.lane import Geometry, Lane
 from kvrag.rope import Rope
 
@@ -75,7 +76,7 @@ class DeviceWorks:
         return work
 
 
-class DevicePass:
+class DevicePass(LanePass):
     """One forward pass over rows of several lanes; takes the place of `AttentionPass`.
 
     Args:
@@ -86,14 +87,12 @@ class DevicePass:
     """
 
     def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks) -> None:
-        self.layers_seen = 0
-        self._lanes = list(zip(lanes, rows, strict=True))
+        super().__init__(lanes, rows)
         turns: dict[int, int] = {0: 0}
         readers: list[tuple[int, ...]] = []
         places: list[np.ndarray] = []
         first = 0
         for lane, count in self._lanes:
-            lane.reserve(count)
             last = first + count
             for extent in lane.extents:
                 seen_from = first + max(0, extent.seen_from - lane.length)
@@ -115,7 +114,8 @@ class DevicePass:
     def over(cls, work: DeviceWork) -> "DevicePass":
         """A pass over whatever is in the buffers when it is done."""
         made = cls.__new__(cls)
-        made.layers_seen, made.rows, made.work, made._lanes = 0, work.rows, work, []
+        LanePass.__init__(made, [], [])
+        made.rows, made.work = work.rows, work
         return made
 
     def attend(
@@ -125,25 +125,14 @@ class DevicePass:
         self.layers_seen += 1
         return self.work.pass_layer(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), layer, scaling)
 
-    def commit(self) -> None:
-        """Make the rows of a pass that went through part of their lanes."""
-        for lane, count in self._lanes:
-            lane.advance(count)
 
-
-class PlainPass:
+class PlainPass(LanePass):
     """One forward pass over lanes that are empty: what PyTorch's own attention does best.
 
     Args:
         lanes: the lanes, in the order of their rows in the pass; without rows and extents.
         rows: number of rows each lane computes now.
     """
-
-    def __init__(self, lanes: Sequence[Lane], rows: Sequence[int]) -> None:
-        self.layers_seen = 0
-        self._lanes = list(zip(lanes, rows, strict=True))
-        for lane, count in self._lanes:
-            lane.reserve(count)
 
     @staticmethod
     def takes(lanes: Sequence[Lane]) -> bool:
@@ -164,11 +153,6 @@ class PlainPass:
             found.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)[0])
             first += count
         return (torch.cat(found, 1) if len(found) > 1 else found[0]).transpose(0, 1)
-
-    def commit(self) -> None:
-        """Make the rows of a pass that went through part of their lanes."""
-        for lane, count in self._lanes:
-            lane.advance(count)
 
 
 def _block(anchor: torch.Tensor, kv: torch.Tensor) -> tuple[int, int, int, int, int]:

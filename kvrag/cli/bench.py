@@ -9,7 +9,7 @@ from rich.table import Table
 
 from kvrag.cli.app import app
 from kvrag.cli.options import DeviceOption, DtypeOption
-from kvrag.cli.terminal import quiet, results, write_json
+from kvrag.cli.terminal import check_folders, quiet, results, write_json
 from kvrag.errors import KVRagError, SettingsError
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ def _check(chart: Path | None, out: Path | None) -> None:
         from kvrag.evaluation.chart import check_plotting
 
         check_plotting()
-    for file in (out, chart):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise SettingsError(f"expected a folder for {file}, found none at {file.absolute().parent}; make it first")
+    check_folders(out, chart)
 
 
 def _open(model: str, device: str, dtype: str, graphs: str, tokens: int) -> "tuple[LanguageModel, float]":

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kvrag.cli.app import app
 from kvrag.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelOption
-from kvrag.cli.terminal import printable, quiet, results, warn, write_json
+from kvrag.cli.terminal import check_folders, printable, quiet, results, warn, write_json
 from kvrag.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def quality(
     Besides the methods asked for there are always no-recompute and full recompute, from which the gap closed is
     computed, and full recompute over the prompt tokenised as one text.
     """
-    for file in (out, chart):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise SettingsError(f"expected a folder for {file}, found none at {file.absolute().parent}; make it first")
+    check_folders(out, chart)
     if dtype not in _DTYPES:
         raise SettingsError(f"expected a dtype out of {', '.join(_DTYPES)}, found {dtype!r}")
     with quiet(), ExitStack() as stack:

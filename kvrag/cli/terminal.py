@@ -8,13 +8,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from kvrag.errors import SettingsError
+
 __all__ = [
+    "check_folders",
     "complain",
     "note",
     "one_line",
@@ -110,3 +114,14 @@ class _Lines(logging.Handler):
 def _say(kind: str, style: str, message: str) -> None:
     line = Text.assemble((f"{kind}: ", style), printable(one_line(message)))
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+
+
+def check_folders(*files: Path | None) -> None:
+    """Say which file has no folder to be written into, before anything is measured.
+
+    Raises:
+        SettingsError: the first of them.
+    """
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise SettingsError(f"expected a folder for {file}, found none at {file.absolute().parent}; make it first")

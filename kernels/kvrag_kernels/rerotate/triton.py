@@ -9,10 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
+from kvrag_kernels.packet_attention.readers import ALIGNED
+
 __all__ = ["move_blocks", "rerotate_triton"]
 
 _BLOCK = 64
-_ALIGNED = 16  # numbers; 16 bytes are read at once
 
 
 @triton.jit
@@ -78,8 +79,8 @@ def rerotate_triton(
         if packet.stride(3) != D:
             raise ValueError(f"expected tokens of {D} numbers one behind the other, found {packet.stride()}")
         begin = (packet.data_ptr() - target.data_ptr()) // target.element_size()
-        if any(number % _ALIGNED for number in (begin, *packet.stride()[:4], *target.stride()[:4])):
-            raise ValueError(f"expected blocks that begin at multiples of {_ALIGNED} numbers, found one at {begin}")
+        if any(number % ALIGNED for number in (begin, *packet.stride()[:4], *target.stride()[:4])):
+            raise ValueError(f"expected blocks that begin at multiples of {ALIGNED} numbers, found one at {begin}")
         token = np.arange(0, packet.shape[3], _BLOCK)
         row = np.empty((len(token), 7), np.int64)
         row[:, 0] = begin + token * D
