@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, attend
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
+from kvrag.joined import join_linears
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
 from kvrag.tokenizing import ChunkTokenizer
@@ -266,7 +267,8 @@ class LanguageModel:
         last = [end - 1 for end in accumulate(counts)]
         numbers = [*chain.from_iterable(r.ids for r in rows), *chain.from_iterable(r.positions for r in rows), *last]
         sizes = [sum(counts), sum(counts), len(last)]
-        ids, positions, wanted = torch.tensor(numbers, device=self.device).split(sizes)  # one copy to the device
+        staged = torch.tensor(numbers, pin_memory=self.device.type == "cuda")  # or the copy would be waited for
+        ids, positions, wanted = staged.to(self.device, non_blocking=True).split(sizes)
         embeds = self.embed(ids)
         for r, end, count in zip(rows, last, counts, strict=True):
             for row, soft in r.soft:
@@ -368,11 +370,12 @@ class LanguageModel:
             self.graphs = ForwardGraphs(self.compiled_run() if compiled else self.run)
 
     def compiled_run(self, **options: Any) -> Callable[[torch.Tensor, torch.Tensor, Pass, torch.Tensor], torch.Tensor]:
-        """`run` through torch.compile, for rows of fixed numbers.
+        """`run` through torch.compile, for rows of fixed numbers, with layers joined that read the same input.
 
         Args:
             options: of torch.compile.
         """
+        join_linears(self.modules(), lambda: self.plain_forward([0], [0]))
         forward = torch.compile(self._model, dynamic=False, **options)
 
         def run(embeds: torch.Tensor, positions: torch.Tensor, current: Pass, wanted: torch.Tensor) -> torch.Tensor:

@@ -23,23 +23,29 @@ class Arrivals:
         self._layers = layers
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._events: list[torch.cuda.Event] = []
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self._stream is not None:
             self._events = [torch.cuda.Event(external=True) for _ in range(layers)]
             for event in self._events:
                 event.record(self._stream)  # an event that was never recorded is not waited for, recorded pass or not
 
     def load(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Begin to copy, behind everything that was launched before.
+        """Have packets copied by `begin`, or by whoever waits: what a pass needs first shall not queue behind them.
 
         Args:
             pairs: where to and from where, `[L, 2, H, T, D]` each; sources in pinned memory are not waited for.
         """
-        if not pairs:
+        if self._stream is not None:
+            self._pending.extend(pairs)
             return
-        if self._stream is None:
-            for target, source in pairs:
-                target.copy_(source)
+        for target, source in pairs:
+            target.copy_(source)
+
+    def begin(self) -> None:
+        """Begin to copy, behind everything that was launched before."""
+        if not self._pending or self._stream is None:
             return
+        pairs, self._pending = self._pending, []
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         smallest = min(source[0].nbytes for _, source in pairs)
         together = min(self._layers, max(1, _PIECE // max(1, smallest)))
@@ -54,9 +60,11 @@ class Arrivals:
     def wait(self, layer: int) -> None:
         """Have the current stream wait until a layer of everything has arrived."""
         if self._stream is not None:
+            self.begin()
             torch.cuda.current_stream(self._stream.device).wait_event(self._events[layer])
 
     def wait_for_all(self) -> None:
         """Have the current stream wait until everything has arrived."""
         if self._stream is not None:
+            self.begin()
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)

@@ -42,7 +42,11 @@ class Passes:
             return AttentionPass(lanes, rows, self._rope)
         from kvrag.attach.device import DevicePass, PlainPass
 
-        return PlainPass(lanes, rows) if PlainPass.takes(lanes) else DevicePass(lanes, rows, self._rope, self.works)
+        if PlainPass.takes(lanes):
+            return PlainPass(lanes, rows)
+        made = DevicePass(lanes, rows, self._rope, self.works)
+        self.works.arrivals.begin()  # only now, when what the pass reads first is on its way
+        return made
 
 
 def _has_triton() -> bool:

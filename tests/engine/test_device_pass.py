@@ -23,6 +23,7 @@ from kvrag.attach import Extent
 from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
 from kvrag.graphs import ForwardGraphs
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROMPT = "Documents:\n" + "\n\n".join(CHUNKS[:3]) + "\nQuestion: how many goats? Answer:"
 MODELS = {
     "llama": lambda: LlamaConfig(**TINY | {"head_dim": 32}),
@@ -37,7 +38,8 @@ def models(request, hf_tokenizer):
     """The same model twice: as everywhere, and with the kernels for GPUs."""
     found = []
     for _ in range(2):
-        found.append(LanguageModel(build_model(MODELS[request.param]()), hf_tokenizer, name="tiny"))
+        found.append(LanguageModel(build_model(MODELS[request.param]()).to(DEVICE), hf_tokenizer, name="tiny"))
+    found[0].passes.works = None
     model = found[1]
     model.passes.works = DeviceWorks.of(model.geometry, model.rope, model.dtype, model.device)
     assert model.passes.works is not None
@@ -194,9 +196,20 @@ def test_a_compiled_pass_equals_others(models):
         return model.forward([Rows(lane, [9], [50])])
 
     wanted = logits()
-    model.graphs = ForwardGraphs(model.compiled_run(backend="aot_eager", fullgraph=True), lambda call: call)
+    before = {name: weight.clone() for name, weight in model.transformers_model.named_parameters()}
+    products = []
+
+    def backend(graph, _):
+        products.append(sum(node.target is torch.nn.functional.linear for node in graph.graph.nodes))
+        return graph
+
+    model.graphs = ForwardGraphs(model.compiled_run(backend=backend, fullgraph=True), lambda call: call)
     for _ in range(2):
         torch.testing.assert_close(logits(), wanted, rtol=2e-4, atol=2e-4)
+    assert products == [4 * model.geometry.layers + 1]  # of seven in a layer: query, key and value; gate and up
+    assert all(torch.equal(weight, before[name]) for name, weight in model.transformers_model.named_parameters())
+    model.graphs = None
+    assert torch.equal(logits(), wanted)
 
 
 def test_an_engine_does_without_kernels_that_do_not_run(models, tmp_path, monkeypatch, caplog):
