@@ -68,7 +68,8 @@ def main() -> None:
             found[number] = result
             args.out.write_text(json.dumps(merged(found, parts), indent=1) + "\n")
 
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else [None]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = visible.split(",") if torch.cuda.is_available() else [None]
     threads = [threading.Thread(target=work, args=(gpu, jobs, waiting, args, keep)) for gpu in gpus]
     for thread in threads:
         thread.start()
@@ -85,13 +86,13 @@ def merged(found: dict[int, dict], parts: list[str]) -> dict:
 
 
 def work(
-    gpu: int | None,
+    gpu: str | None,
     jobs: list[list[str]],
     waiting: "queue.SimpleQueue[int]",
     args: argparse.Namespace,
     keep: Callable[[int, dict], None],
 ) -> None:
-    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     while True:
         try:
             number = waiting.get_nowait()

@@ -389,11 +389,17 @@ class LanguageModel:
         if self.graphs is not None:
             self.graphs.clear()
 
-    def warm_up(self) -> float:
-        """Record all passes that can be recorded now; the seconds it took."""
+    def warm_up(self, rows: Iterable[int] | None = None) -> float:
+        """Record passes now instead of when they first come; the seconds it took.
+
+        Args:
+            rows: of the passes that will come; None records every size.
+        """
         begin = time.perf_counter()
         if self.graphs is not None:
-            for size in self.graphs.sizes:
+            sizes = self.graphs.sizes
+            wanted = sizes if rows is None else {next((size for size in sizes if size >= n), 0) for n in rows} - {0}
+            for size in sorted(wanted):
                 lane = self.new_lane(size + 1)
                 self.forward([Rows(lane, [0], [0])])
                 self.forward([Rows(lane, [0] * size, range(1, size + 1))])

@@ -67,7 +67,7 @@ def ttft(
     _check(chart, out)
     wanted = list(dict.fromkeys(contexts or [2048, 8192]))
     with quiet():
-        loaded, warm_up = _open(model, device, dtype, graphs, max(wanted) + question)
+        loaded, warm_up = _open(model, device, dtype, graphs, max(wanted) + question, [question])
         bandwidth = _bandwidth(loaded)
         with progress_bar("contexts", len(wanted)) as advance:
             rows = measure_first_token(
@@ -117,7 +117,7 @@ def decode(
     _check(chart, out)
     wanted = list(dict.fromkeys(requests or [1, 4, 16]))
     with quiet():
-        loaded, warm_up = _open(model, device, dtype, graphs, context + 4 * runs + 32)
+        loaded, warm_up = _open(model, device, dtype, graphs, context + 4 * runs + 32, wanted)
         bandwidth = _bandwidth(loaded)
         with progress_bar("requests", len(wanted)) as advance:
             rows = measure_decoding(
@@ -152,8 +152,10 @@ def _check(chart: Path | None, out: Path | None) -> None:
     check_folders(out, chart)
 
 
-def _open(model: str, device: str, dtype: str, graphs: str, tokens: int) -> "tuple[LanguageModel, float]":
-    """The model, and the seconds that recording its passes took."""
+def _open(
+    model: str, device: str, dtype: str, graphs: str, tokens: int, rows: list[int]
+) -> "tuple[LanguageModel, float]":
+    """The model, and the seconds that recording its passes of so many rows took."""
     import torch
 
     from kvrag.bench import GEOMETRIES, open_geometry
@@ -173,7 +175,7 @@ def _open(model: str, device: str, dtype: str, graphs: str, tokens: int) -> "tup
     if graphs != "none":
         loaded.record_passes(compiled=graphs == "compiled")
         with Console(stderr=True).status("recording passes"):
-            warm_up = loaded.warm_up()
+            warm_up = loaded.warm_up(rows)
         if loaded.graphs is not None and loaded.graphs.refused:
             raise KVRagError(
                 f"expected a model that can be recorded, found {loaded.graphs.refused}; measure it with --graphs none"
