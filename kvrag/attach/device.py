@@ -94,12 +94,12 @@ class DevicePass(LanePass):
         own: list[int] = []
         first = 0
         for lane, count in self._lanes:
-            last = first + count
+            last, before = first + count, first - lane.length
             for extent in lane.extents:
-                seen_from = first + max(0, extent.seen_from - lane.length)
+                seen_from = before + extent.seen_from
                 if seen_from < last:
                     turn = turns.setdefault(extent.turn, len(turns))
-                    numbers += (*extent.place, 0, seen_from, last, EVERY, turn)
+                    numbers += (*extent.place, 0, seen_from if seen_from > first else first, last, EVERY, turn)
             numbers += (*lane.place(lane.length + count), 0, first, last, lane.length + 1 - first, 0)
             own.append(len(numbers) // len(READER) - 1)
             first = last

@@ -52,7 +52,10 @@ class Work:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+
+_ARRAYS = tuple(field.name for field in fields(Work) if field.name != "parts")
 
 
 class CapacityError(ValueError):
@@ -108,7 +111,7 @@ def _of_chain(chain: Chain, length: int, rows: int, head_dim: int, groups: int, 
     units[:, :, 0] = number[:, None]
     units[:, :, 1] = np.arange(blocks)
     items = np.zeros((count + 1, 4), np.int32)
-    items[:-1, 0] = np.searchsorted(at, number * length)
+    items[:-1, 0] = at.searchsorted(number * length)
     items[:-1, 2] = chain.width
     items[:-1, 3] = number * chain.width
     items[-1, 0] = len(at)
