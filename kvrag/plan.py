@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -33,12 +34,12 @@ class Prepared:
     chain: str
     keeps_computed: bool
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Number of rows of the prompt, attached and computed."""
         return sum(self.length(segment) for segment in self.segments)
 
-    @property
+    @cached_property
     def end(self) -> int:
         """The position behind the prompt."""
         return max(start + self.length(segment) for start, segment in zip(self.starts, self.segments, strict=True))
@@ -60,18 +61,23 @@ class Plan:
     """One prompt on the device.
 
     Attributes:
+        prepared: the prompt.
         lane: with everything attached.
         rows: what is left to compute.
-        cached: rows of the prompt that nobody computes: packets and states of earlier prompts.
         computed_text: of every computed segment, the digest before it, its ids, and where its rows stand.
         hold: what keeps its packets on the device, if they are in a pool; released with the plan.
     """
 
+    prepared: Prepared
     lane: Lane
     rows: Rows
-    cached: int
     computed_text: list[tuple[str, Sequence[int], torch.Tensor | None, int]] = field(default_factory=list)
     hold: PoolHold | None = None
+
+    @property
+    def cached(self) -> int:
+        """Rows of the prompt that nobody computes: packets and states of earlier prompts."""
+        return self.prepared.tokens - len(self.rows.ids)
 
     def release(self) -> None:
         """Let the packets go; calling it again does nothing."""
@@ -100,8 +106,7 @@ def plan_lane(
     Raises:
         PoolFullError: the pool has no room until other plans are released.
     """
-    wanted = {segment.key for segment in prepared.segments if isinstance(segment, PacketSegment)}
-    packets = {key: prepared.packets[key] for key in wanted}
+    packets = {s.key: prepared.packets[s.key] for s in prepared.segments if isinstance(s, PacketSegment)}
     if pool is None:
         return _plan(model, prepared, states, new_tokens, {k: p.kv.to(model.device) for k, p in packets.items()})
     hold = pool.hold(packets.values())
@@ -127,13 +132,17 @@ def _plan(
     extents: list[Extent] = []
     texts: list[tuple[str, Sequence[int], torch.Tensor | None, int]] = []
     chain, reusing = prepared.chain, prepared.keeps_computed
+    passed: list[object] = []  # kinds, names and positions of the segments that the chain does not cover yet
     for number, (segment, start) in enumerate(zip(prepared.segments, prepared.starts, strict=True)):
         if isinstance(segment, PacketSegment):
             extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), blocks[segment.key]))
-            chain = digest_fields(chain, "packet", segment.key, str(start))
+            passed += "packet", segment.key, start
             continue
         if isinstance(segment, SoftSegment):
-            chain = digest_fields(chain, "soft", segment.name)
+            passed += "soft", segment.name
+        if passed:
+            chain = digest_fields(chain, repr(passed))
+            passed = []
         own = _ids(segment)
         is_last = number == len(prepared.segments) - 1
         known = states.find(chain, own[:-1] if is_last else own) if reusing else None
@@ -145,13 +154,14 @@ def _plan(
             texts.append((chain, own, known, len(ids)))
             if isinstance(segment, SoftSegment):
                 soft.append((len(ids), prepared.soft[segment.name][done:].to(model.device, model.dtype)))
-            ids.extend(max(i, 0) for i in own[done:])
+                ids += [0] * (len(own) - done)
+            else:
+                ids += own[done:]
             positions.extend(range(start + done, start + len(own)))
-        chain = digest_fields(chain, "text", str(own), str(start))
+        passed += "text", own, start
     lane = model.new_lane(len(ids) + new_tokens)
     lane.attach(extents)
-    cached = prepared.tokens - len(ids)
-    return Plan(lane, Rows(lane, ids, positions, soft), cached, texts)
+    return Plan(prepared, lane, Rows(lane, ids, positions, soft), texts)
 
 
 def _ids(segment: TextSegment | SoftSegment) -> list[int]:

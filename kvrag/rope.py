@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from kvrag.errors import UnsupportedModelError
@@ -43,7 +44,7 @@ class Rope:
 
         Computed in float64: in float32 an angle at position 120,000 is off by several milliradians.
         """
-        angle = torch.tensor(list(distances), dtype=torch.float64)[:, None] * self.inv_freq
+        angle = torch.outer(torch.from_numpy(np.asarray(distances, np.float64)), self.inv_freq)
         return angle.cos().float(), angle.sin().float()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from kvrag_kernels.packet_attention import AttentionTable
 from kvrag_kernels.packet_attention.device import DeviceWork
-from kvrag_kernels.packet_attention.readers import ALIGNED, EVERY
+from kvrag_kernels.packet_attention.readers import ALIGNED, EVERY, READER
 from kvrag_kernels.packet_attention.work import CapacityError
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -31,14 +31,15 @@ class DeviceWorks:
         device: of the model.
 
     Attributes:
+        geometry: as given.
         arrivals: what passes wait for, layer by layer.
         anchor: what the places of keys and values are counted from.
     """
 
     def __init__(self, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> None:
+        self.geometry = geometry
         self.arrivals = Arrivals(geometry.layers, device)
         self.anchor = torch.zeros(2 * geometry.head_dim, dtype=dtype, device=device)
-        self._geometry = geometry
         self._half = len(rope.inv_freq)
         self._works: dict[int, DeviceWork] = {}
 
@@ -54,20 +55,20 @@ class DeviceWorks:
     ) -> DeviceWork:
         """Buffers for at least `rows` rows that hold this work, larger ones if it does not fit."""
         size = next((size for size in SIZES if rows <= size), 1 << (rows - 1).bit_length())
-        padding = np.zeros((size - len(places), 4), np.int64)
-        padding[:, 1] = self._geometry.head_dim
-        places = np.concatenate([places, padding])  # rows that fill a recorded pass up write into the anchor
+        padded = np.zeros((size, 4), np.int64)
+        padded[:, 1] = self.geometry.head_dim  # rows that fill a recorded pass up write into the anchor
+        padded[: len(places)] = places
         work = self._works.get(size) or self._make(size, {})
         try:
-            work.fill(readers, scales, table, places)
+            work.fill(readers, scales, table, padded)
         except CapacityError as error:
             needed = {name: max(count, work.capacity[name]) for name, count in error.needed.items()}
             work = self._make(size, needed)
-            work.fill(readers, scales, table, places)
+            work.fill(readers, scales, table, padded)
         return work
 
     def _make(self, rows: int, capacity: dict[str, int]) -> DeviceWork:
-        g = self._geometry
+        g = self.geometry
         group = g.heads // g.kv_heads
         work = DeviceWork(
             self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, capacity=capacity, before=self.arrivals.wait
@@ -89,26 +90,32 @@ class DevicePass(LanePass):
     def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks) -> None:
         super().__init__(lanes, rows)
         turns: dict[int, int] = {0: 0}
-        readers: list[tuple[int, ...]] = []
-        places: list[np.ndarray] = []
+        numbers: list[int] = []
+        own: list[int] = []
         first = 0
         for lane, count in self._lanes:
-            last = first + count
+            last, before = first + count, first - lane.length
             for extent in lane.extents:
-                seen_from = first + max(0, extent.seen_from - lane.length)
+                seen_from = before + extent.seen_from
                 if seen_from < last:
                     turn = turns.setdefault(extent.turn, len(turns))
-                    readers.append((*_block(works.anchor, extent.kv), 0, seen_from, last, EVERY, turn))
-            end = lane.length + count
-            own = _block(works.anchor, lane.own(0, end))
-            readers.append((*own, 0, first, last, lane.length + 1 - first, 0))
-            places.append(_places(works.anchor, lane, count))
+                    numbers += (*extent.place, 0, seen_from if seen_from > first else first, last, EVERY, turn)
+            numbers += (*lane.place(lane.length + count), 0, first, last, lane.length + 1 - first, 0)
+            own.append(len(numbers) // len(READER) - 1)
             first = last
-        cos, sin = rope.angles(list(turns)[1:])
-        table = AttentionTable((), cos, sin)
-        scales = np.ones(len(readers), np.float32)
+        readers = np.fromiter(numbers, np.int64, len(numbers)).reshape(-1, len(READER))
+        _count_from(works.anchor, readers)
+        places = self._places(readers[own], works.geometry.head_dim)
+        table = AttentionTable((), *rope.angles(list(turns)[1:]))
         self.rows = first
-        self.work = works.filled(first, np.asarray(readers, np.int64), scales, table, np.concatenate(places))
+        self.work = works.filled(first, readers, np.ones(len(readers), np.float32), table, places)
+
+    def _places(self, own: np.ndarray, head_dim: int) -> np.ndarray:
+        """`[rows, 4]` where the lanes' next rows go, given the readers `[lanes, 10]` of their own blocks."""
+        tokens = [np.arange(lane.length, lane.length + count) for lane, count in self._lanes]
+        places = np.repeat(own[:, :4], [count for _, count in self._lanes], axis=0)
+        places[:, :2] += np.concatenate(tokens)[:, None] * head_dim
+        return places
 
     @classmethod
     def over(cls, work: DeviceWork) -> "DevicePass":
@@ -155,20 +162,11 @@ class PlainPass(LanePass):
         return (torch.cat(found, 1) if len(found) > 1 else found[0]).transpose(0, 1)
 
 
-def _block(anchor: torch.Tensor, kv: torch.Tensor) -> tuple[int, int, int, int, int]:
-    """Key, value, head stride, layer stride and tokens of a block `[L, 2, H, T, D]`, seen from the anchor."""
-    layer, half, head, token, _ = kv.stride()
-    begin = (kv.data_ptr() - anchor.data_ptr()) // anchor.element_size()
-    if token != kv.shape[4] or any(number % ALIGNED for number in (begin, half, head, layer)):
-        raise ValueError(f"expected a block at a multiple of {ALIGNED} numbers, found one at {begin}, {kv.stride()}")
-    return begin, begin + half, head, layer, kv.shape[3]
-
-
-def _places(anchor: torch.Tensor, lane: Lane, count: int) -> np.ndarray:
-    """`[count, 4]` where the lane's next rows go."""
-    block = lane.own(0, lane.length + count)
-    key, value, head, layer, _ = _block(anchor, block)
-    found = np.empty((count, 4), np.int64)
-    token = np.arange(lane.length, lane.length + count) * block.shape[4]
-    found[:, 0], found[:, 1], found[:, 2], found[:, 3] = key + token, value + token, head, layer
-    return found
+def _count_from(anchor: torch.Tensor, readers: np.ndarray) -> None:
+    """Turn addresses and distances from keys to values into elements from the anchor."""
+    begin, value = readers[:, 0], readers[:, 1]
+    begin -= anchor.data_ptr()
+    begin //= anchor.itemsize
+    value += begin
+    if (readers[:, :4] % ALIGNED).any():
+        raise ValueError(f"expected blocks at multiples of {ALIGNED} numbers, found some at {begin.tolist()}")

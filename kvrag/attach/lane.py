@@ -9,7 +9,11 @@ import torch
 
 from kvrag.packet import Packet
 
-__all__ = ["Block", "Extent", "Geometry", "Lane"]
+__all__ = ["Block", "Extent", "Geometry", "Lane", "Place"]
+
+Place = tuple[int, int, int, int, int]
+"""Where a block `[L, 2, H, T, D]` is whose tokens stand one behind the other: its address in bytes, the distance from
+keys to values, the strides of heads and of layers in elements, and T."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,13 @@ class Block(Protocol):
         """`[L, 2, H, T, D]` where they are now."""
         ...
 
+    @property
+    def place(self) -> Place:
+        """Where they are now."""
+        ...
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)  # frozen ones take three times as long to make, and a prompt has many
 class Extent:
     """Immutable keys and values standing in a prompt.
 
@@ -73,6 +82,11 @@ class Extent:
     def kv(self) -> torch.Tensor:
         """`[L, 2, H, T, D]`, for the next pass."""
         return self.block if isinstance(self.block, torch.Tensor) else self.block.kv
+
+    @property
+    def place(self) -> Place:
+        """Where the block is, for the next pass."""
+        return _place(self.block) if isinstance(self.block, torch.Tensor) else self.block.place
 
     @cached_property
     def keys(self) -> tuple[torch.Tensor, ...]:
@@ -129,3 +143,14 @@ class Lane:
     def own(self, first: int, last: int) -> torch.Tensor:
         """A view `[L, 2, H, last - first, D]` of computed rows."""
         return self._own[:, :, :, first:last]
+
+    def place(self, rows: int) -> Place:
+        """Where the first `rows` rows are, computed or reserved."""
+        return *_place(self._own)[:4], rows
+
+
+def _place(kv: torch.Tensor) -> Place:
+    layer, half, head, *token = kv.stride()
+    if token != [kv.shape[4], 1]:
+        raise ValueError(f"expected tokens of {kv.shape[4]} numbers one behind the other, found strides {kv.stride()}")
+    return kv.data_ptr(), half, head, layer, kv.shape[3]

@@ -71,11 +71,11 @@ class DevicePool:
             PoolFullError: they do not fit beside what is held; the pool stays as it is.
             PoolError: a packet has another shape or dtype than the model's cache.
         """
-        wanted = self._distinct(packets)
+        wanted = {packet.key: packet for packet in packets}
         with self._lock:
-            if refusal := self._refusal(wanted):
+            missing = self._missing(wanted)
+            if refusal := self._refusal(wanted, missing):
                 raise refusal
-            missing = sorted((p for key, p in wanted.items() if key not in self._slots), key=_size, reverse=True)
             needed = sum(map(_size, missing))
             while self.capacity - self.nbytes < needed:
                 oldest = next(k for k, slot in self._slots.items() if k not in wanted and slot not in self._pins)
@@ -88,8 +88,9 @@ class DevicePool:
 
     def fits(self, packets: Iterable[Packet]) -> bool:
         """Whether a hold of these packets would succeed now."""
+        wanted = {packet.key: packet for packet in packets}
         with self._lock:
-            return self._refusal(self._distinct(packets)) is None
+            return self._refusal(wanted, self._missing(wanted)) is None
 
     def compact(self) -> None:
         """Move all packets towards the arena's start, held ones too, so that one hole is left."""
@@ -130,21 +131,25 @@ class DevicePool:
                 if found != expected:
                     raise PoolError(f"{name}: expected {expected}, found {found}; report this as a bug of kvrag")
 
-    def _distinct(self, packets: Iterable[Packet]) -> dict[PacketKey, Packet]:
+    def _missing(self, wanted: Mapping[PacketKey, Packet]) -> list[Packet]:
+        """Packets that are not there yet, the largest first."""
         layers, heads, dim = self._geometry.layers, self._geometry.kv_heads, self._geometry.head_dim
-        wanted = {packet.key: packet for packet in packets}
-        for packet in wanted.values():
+        missing = [packet for key, packet in wanted.items() if key not in self._slots]
+        for packet in missing:
             shape, dtype = packet.kv.shape, packet.kv.dtype
             if shape[:3] + shape[4:] != (layers, 2, heads, dim) or dtype != self.arena.dtype:
                 raise PoolError(
                     f"expected [{layers}, 2, {heads}, T, {dim}] of {self.arena.dtype}, found {packet}; build it anew"
                 )
-        return wanted
+        return sorted(missing, key=_size, reverse=True)
 
-    def _refusal(self, wanted: Mapping[PacketKey, Packet]) -> PoolFullError | None:
-        sizes = [_size(packet) for packet in wanted.values()]
-        others = self._pins.keys() - {self._slots.get(key) for key in wanted}
-        needed, pinned = sum(sizes), sum(slot.size for slot in others)
+    def _refusal(self, wanted: Mapping[PacketKey, Packet], missing: list[Packet]) -> PoolFullError | None:
+        if not missing:
+            return None
+        sizes = [_size(packet) for packet in missing]
+        present = {self._slots[key] for key in wanted if key in self._slots}
+        needed = sum(sizes) + sum(slot.size for slot in present)
+        pinned = sum(slot.size for slot in self._pins.keys() - present)
         if needed + pinned <= self.capacity:
             return None
         expected = f"{needed} bytes for packets, found {self.capacity} of which {pinned} are held; end other holds"
@@ -196,9 +201,12 @@ class DevicePool:
     def _unpin(self, held: list[Slot]) -> None:
         """End a hold and empty its list, so that it cannot end twice."""
         with self._lock:
-            self._pins -= Counter(held)  # which forgets what nobody holds any more
             for slot in held:
-                if slot not in self._pins and self._slots.get(slot.key) is not slot:
+                if self._pins[slot] > 1:
+                    self._pins[slot] -= 1
+                    continue
+                self._pins.pop(slot)
+                if self._slots.get(slot.key) is not slot:
                     self._free(slot)
             held.clear()
 

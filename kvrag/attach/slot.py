@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kvrag.attach.lane import Place
 from kvrag.packet import PacketKey
 
 __all__ = ["Slot"]
@@ -26,6 +27,17 @@ class Slot:
     address: int
     size: int
     arena: torch.Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _, _, heads, tokens, dim = self.shape
+        head = tokens * dim
+        self._origin = self.arena.data_ptr()
+        self._strides = heads * head, head, 2 * heads * head, tokens
+
+    @property
+    def place(self) -> Place:
+        """Where the packet is now, without a view of it; ask again before every pass."""
+        return self._origin + self.address, *self._strides
 
     @property
     def begin(self) -> int:

@@ -139,6 +139,19 @@ def test_more_work_than_ever_before_gets_larger_buffers(models):
     assert filled(3) is large
 
 
+def test_blocks_that_kernels_cannot_read_are_refused(models):
+    _, model = models
+    g = model.geometry
+    numbers = torch.zeros(8 + g.block(20, model.dtype, model.device).numel())
+    shape = (g.layers, 2, g.kv_heads, 20, g.head_dim)
+    apart = torch.zeros(*shape[:3], g.head_dim, 20).transpose(3, 4)
+    for kv, wrong in ((numbers[8:].view(shape), "multiples of 16"), (apart, "one behind the other")):
+        lane = model.new_lane(1)
+        lane.attach([Extent(kv, 0, 0)])
+        with pytest.raises(ValueError, match=wrong):
+            model.passes.new([lane], [1])
+
+
 def test_recorded_passes_equal_others(models):
     """Calls stand in for CUDA graphs: what they read stays where it is, and rows that fill a pass up change nothing."""
     _, model = models

@@ -209,6 +209,32 @@ def test_states_of_earlier_prompts_change_nothing(exact):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+def test_states_behind_packets_are_found_only_behind_the_same_packets_at_the_same_places(exact):
+    exact.build(CHUNKS)
+    states = ComputedStates(1 << 24)
+    prompt = exact.prepare(prompt_of(CHUNKS[:3]))
+    plan = plan_lane(exact.model, prompt, states, 1)
+    exact.model.forward([plan.rows])
+    remember(plan, states, [])
+
+    def computed(segments, starts):
+        return len(
+            plan_lane(exact.model, dataclasses.replace(prompt, segments=segments, starts=starts), states, 1).rows.ids
+        )
+
+    segments, starts = list(prompt.segments), list(prompt.starts)
+    assert computed(segments, starts) == 1
+    first, second, *_ = (n for n, s in enumerate(segments) if isinstance(s, PacketSegment))
+    for number in (first, second):
+        moved = [start + (n == number) for n, start in enumerate(starts)]
+        assert computed(segments, moved) > 1
+    swapped = list(segments)
+    swapped[first], swapped[second] = segments[second], segments[first]
+    assert computed(swapped, starts) > 1
+    without = [n for n in range(len(segments)) if n != first]
+    assert computed([segments[n] for n in without], [starts[n] for n in without]) > 1
+
+
 def test_decoding_continues_as_full_recompute_would(exact):
     """Token by token over an attached packet equals recomputing the prompt with the answer so far."""
     exact.build([CHUNKS[0]])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvrag.attach import pool as module
-from kvrag.attach.lane import Geometry
+from kvrag.attach.lane import Extent, Geometry
 from kvrag.attach.pool import DevicePool
 from kvrag.errors import EngineError, PoolError, PoolFullError
 from kvrag.packet import Identity, Packet, Recipe, Scope
@@ -99,6 +99,14 @@ def test_bytes_arrive_as_they_were(geometry, dtype):
             assert slot.kv.dtype == dtype
             assert slot.kv.is_contiguous()
             assert raw(slot.kv) == raw(packet.kv)
+
+
+def test_a_slot_knows_the_place_of_its_packet_without_a_view():
+    pool = new_pool(20, ODD)
+    packets = [toy_packet(seed, seed + 1, geometry=ODD) for seed in range(5)]
+    with pool.hold(packets) as hold:
+        for slot in hold.slots.values():
+            assert Extent(slot, 0, 0).place == Extent(slot.kv, 0, 0).place
 
 
 def test_a_slot_begins_at_a_multiple_of_256_bytes_from_the_start_of_the_arena():
@@ -482,6 +490,8 @@ def test_held_packets_move_and_read_the_same():
     pool.compact()
     assert (before, slot.begin) == (UNIT // 4, 0)
     assert raw(slot.kv) == raw(WIDER.kv)
+    assert Extent(slot, 0, 0).place == Extent(slot.kv, 0, 0).place
+    assert slot.place[0] == pool.arena.data_ptr()
     assert pool.moves == 1
 
 

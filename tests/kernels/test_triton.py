@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kvrag_kernels.packet_attention import AttentionItem, AttentionTable, packet_attention_reference
@@ -19,7 +20,7 @@ pytest.importorskip("triton")
 from kvrag_kernels.packet_attention import device, triton
 from kvrag_kernels.packet_attention.device import DeviceWork
 from kvrag_kernels.packet_attention.once import packet_attention_triton
-from kvrag_kernels.packet_attention.readers import place_of, readers_of
+from kvrag_kernels.packet_attention.readers import READER, place_of, readers_of
 from kvrag_kernels.packet_attention.work import CapacityError, plan_work
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -134,6 +135,28 @@ def test_a_shared_packet_is_read_once():
     assert [list(work.piece_offsets[:, 0]).count(key) for key in (readers[0, 0], readers[1, 0])] == [1, 1]
     assert work.pieces[:, 0].sum() == 90 + 40 + 9  # tokens, each of them once
     assert work.counts[0] == 5  # a packet of two readers, one of three, and each request's own rows
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("lengths", [[1], [64, 128, 129], [700, 3, 3, 64, 1000], [0, 5, 0]])
+def test_the_work_of_one_request_begins_that_of_several(lengths, rows):
+    """A request is planned alone by the shortest way; beside one of other packets it is divided no differently."""
+    (q, keys, values), table = random_case(64, 2, rows, lengths)
+    readers, scales = readers_of(q, keys, values, table)
+    other = readers + np.where(np.isin(READER, ["key", "value"]), 1 << 30, 0)
+    other[:, READER.index("first")] += rows
+    other[:, READER.index("last")] += rows
+    both, of_both = np.concatenate([readers, other]), np.concatenate([scales, scales])
+    options = {"groups": 1, "unit_rows": 4, "units": 8}
+    alone = plan_work(readers, scales, rows, 64, **options)
+    joined = plan_work(both, of_both, 2 * rows, 64, **options | {"units": 16})
+    arrays = alone.arrays() | {"items": alone.items[:-1]}  # the last one ends the pieces
+    units, groups = arrays.pop("counts")
+    assert joined.counts.tolist() == [2 * units, groups]
+    assert joined.items[-1, 0] == 2 * alone.items[-1, 0]
+    assert joined.parts == 2 * alone.parts
+    for name, array in arrays.items():
+        assert np.array_equal(getattr(joined, name)[: len(array)], array), name
 
 
 def test_the_same_pass_gives_the_same_bits():

@@ -25,6 +25,7 @@ _COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 
 _KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
     ("piece_scales", "cos", "sin", "group_scale", "group_bias"), np.float32
 )
+_OF_NO_TURN = {"cos": 1, "sin": 0}  # what stands in front of the angles
 _numbers = itertools.count()
 _PARTS = 4096  # partial results that there is room for, unless more rows need as many
 
@@ -108,9 +109,14 @@ class DeviceWork:
             self._on_device = torch.zeros(end, dtype=torch.uint8, device=device)
             self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
             self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
-        self._bytes = self._staged.numpy()
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
-        self.arrays = {name: self._view(name) for name in self._offsets}
+        self.arrays = {name: self._view(self._on_device, name) for name in self._offsets}
+        self._to_fill = {name: self._view(self._staged, name).numpy() for name in self._offsets}
+        for name, width in columns.items():
+            self._to_fill[name] = self._to_fill[name].reshape(-1, width)
+        for name, of_no_turn in _OF_NO_TURN.items():
+            self._to_fill[name][0] = of_no_turn
+            self._to_fill[name] = self._to_fill[name][1:]
 
     def fill(
         self,
@@ -140,18 +146,23 @@ class DeviceWork:
             unit_rows=max(1, self._tile.block_rows // self._group),
             units=max(1, self._programs // self._heads),  # not more, or some would come when all others are done
         )
-        arrays = work.arrays() | self._shared(table)
+        arrays: dict[str, np.ndarray | tuple[float, ...]] = {
+            **work.arrays(),
+            "cos": table.cos.numpy(),
+            "sin": table.sin.numpy(),
+            "group_scale": table.group_scale,
+            "group_bias": table.group_bias,
+        }
         if places is not None:
             arrays["places"] = places
-        needed = {name: len(array) for name, array in arrays.items()} | {"parts": work.parts}
+        needed = {name: len(array) + (name in _OF_NO_TURN) for name, array in arrays.items()} | {"parts": work.parts}
         if any(self.capacity[name] < count for name, count in needed.items()):
             raise CapacityError(needed)
         if self._copied is not None:
             self._copied.synchronize()  # the last copy has read what is written over now
         for name, array in arrays.items():
-            begin, _ = self._offsets[name]
-            raw = np.ascontiguousarray(array, _KINDS.get(name, np.int32)).reshape(-1).view(np.uint8)
-            self._bytes[begin : begin + len(raw)] = raw
+            self._to_fill[name][: len(array)] = array
+        self._to_fill["group_bias"][: len(table.group_bias)] *= np.float32(LOG2_E)  # the kernels' base is 2
         self._on_device.copy_(self._staged, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
@@ -196,20 +207,10 @@ class DeviceWork:
         self.write(key, value, layer)
         return self.attend(query, layer, scaling)
 
-    def _shared(self, table: AttentionTable) -> dict[str, np.ndarray]:
-        """Angles behind the turn that is none, and the groups, in the kernels' base 2."""
-        one, none = np.ones((1, self._half), np.float32), np.zeros((1, self._half), np.float32)
-        return {
-            "cos": np.concatenate([one, table.cos.numpy()]),
-            "sin": np.concatenate([none, table.sin.numpy()]),
-            "group_scale": np.asarray(table.group_scale, np.float32),
-            "group_bias": np.asarray(table.group_bias, np.float32) * np.float32(LOG2_E),
-        }
-
-    def _view(self, name: str) -> torch.Tensor:
+    def _view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
         begin, size = self._offsets[name]
         kind = {np.int64: torch.int64, np.float32: torch.float32}.get(_KINDS.get(name, np.int32), torch.int32)
-        return self._on_device[begin : begin + size].view(kind)
+        return buffer[begin : begin + size].view(kind)
 
 
 _works: "WeakValueDictionary[int, DeviceWork]" = WeakValueDictionary()

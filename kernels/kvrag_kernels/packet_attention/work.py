@@ -7,15 +7,17 @@ distances into *items*, and items at the ends of extents into *pieces*. Every it
 at its own place, is one extent of one chain: its bytes are read once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
+from kvrag_kernels.packet_attention.chains import Chain, chains_of
 from kvrag_kernels.packet_attention.readers import EVERY, READER
 
 __all__ = ["CapacityError", "Work", "plan_work"]
 
-_TOKENS, _GROUP, _FIRST, _LAST, _BOUND = map(READER.index, ("tokens", "group", "first", "last", "bound"))
+_TOKENS, _GROUP, _FIRST, _LAST, _BOUND, _TURN = map(READER.index, ("tokens", "group", "first", "last", "bound", "turn"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,10 @@ class Work:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+
+_ARRAYS = tuple(field.name for field in fields(Work) if field.name != "parts")
 
 
 class CapacityError(ValueError):
@@ -90,142 +95,89 @@ def plan_work(
         units: how many keep the GPU busy, counted for one KV head.
         shortest: tokens of an item of which there are several.
     """
-    chains = _chains(readers, scales)
+    chains = chains_of(readers, scales)
     work = sum(chain.total * -(-chain.width // unit_rows) for chain in chains)
     length = -(-max(shortest, -(-work // units)) // 64) * 64
-    units_of: list[np.ndarray] = []
-    items: list[np.ndarray] = []
-    pieces: list[np.ndarray] = []
-    offsets: list[np.ndarray] = []
-    piece_scales: list[np.ndarray] = []
-    lanes: list[np.ndarray] = []
-    runs: list[np.ndarray] = []
-    n_items = n_pieces = n_lanes = n_entries = parts = 0
-    for chain in chains:
-        at, block, inside = chain.cut(length)
-        count = -(-chain.total // length)
-        number = np.arange(count)
-        item = np.empty((count, 4), np.int64)
-        item[:, 0] = n_pieces + np.searchsorted(at, number * length)
-        item[:, 1] = n_entries
-        item[:, 2] = chain.width
-        item[:, 3] = parts + number * chain.width
-        blocks_of_rows = -(-chain.width // unit_rows)
-        unit = np.empty((count * blocks_of_rows, 2), np.int64)
-        unit[:, 0] = np.repeat(n_items + number, blocks_of_rows)
-        unit[:, 1] = np.tile(np.arange(blocks_of_rows), count)
-        place = chain.readers[block, 0, :4]
-        place[:, :2] += inside[:, None] * head_dim
-        about = chain.readers[block][:, :, [_FIRST, _BOUND, _BOUND + 1]]
-        about[..., 1] -= np.where(about[..., 1] < EVERY, inside[:, None], 0)
-        run = np.empty((chain.width, 4), np.int64)
-        run[:, 0] = parts + np.arange(chain.width)
-        run[:, 1] = chain.width
-        run[:, 2] = count
-        run[:, 3] = chain.readers[0, 0, _GROUP]
-        units_of.append(unit)
-        items.append(item)
-        pieces.append(np.stack([np.diff(at, append=chain.total), n_lanes + np.arange(len(at)) * chain.lanes], 1))
-        offsets.append(place)
-        piece_scales.append(chain.scales[block])
-        lanes.append(about.reshape(-1, 3))
-        runs.append(run)
-        n_items += count
-        n_pieces += len(at)
-        n_lanes += len(at) * chain.lanes
-        n_entries += chain.width
-        parts += count * chain.width
-    entries = np.concatenate([chain.entries() for chain in chains])
-    of_rows = np.concatenate(runs)
-    order = np.lexsort((of_rows[:, 3], entries[:, 0]))
-    end = np.asarray([[n_pieces, 0, 0, 0]])
+    found = [_of_chain(chain, length, rows, head_dim, groups, unit_rows) for chain in chains]
+    return found[0] if len(found) == chains[0].lanes == 1 else _join(found, rows)
+
+
+def _of_chain(chain: Chain, length: int, rows: int, head_dim: int, groups: int, unit_rows: int) -> Work:
+    """A chain's work, as if there were no other; with several lanes, runs are in the order of the lanes."""
+    at, block, inside = chain.cut(length)
+    count, blocks = -(-chain.total // length), -(-chain.width // unit_rows)
+    number, entry = np.arange(count), np.arange(chain.width)
+    units = np.empty((count, blocks, 2), np.int32)
+    units[:, :, 0] = number[:, None]
+    units[:, :, 1] = np.arange(blocks)
+    items = np.zeros((count + 1, 4), np.int32)
+    items[:-1, 0] = at.searchsorted(number * length)
+    items[:-1, 2] = chain.width
+    items[:-1, 3] = number * chain.width
+    items[-1, 0] = len(at)
+    entries = chain.entries(entry)
+    pieces = np.empty((len(at), 2), np.int32)
+    pieces[:-1, 0] = at[1:] - at[:-1]
+    pieces[-1, 0] = chain.total - at[-1]
+    pieces[:, 1] = np.arange(len(at)) * chain.lanes
+    readers = chain.readers[block]
+    offsets = readers[:, 0, :_TOKENS]
+    offsets[:, :2] += inside[:, None] * head_dim
+    lanes = np.empty((len(at), chain.lanes, 3), np.int32)
+    lanes[:, :, 0] = readers[:, :, _FIRST]
+    bound = readers[:, :, _BOUND]
+    lanes[:, :, 1] = bound - np.where(bound < EVERY, inside[:, None], 0)
+    lanes[:, :, 2] = readers[:, :, _TURN]
+    runs = np.empty((chain.width, 4), np.int32)
+    runs[:, 0] = entry
+    runs[:, 1:] = chain.width, count, chain.readers[0, 0, _GROUP]
     return Work(
-        counts=np.asarray([sum(map(len, units_of)), groups], np.int32),
-        units=np.concatenate(units_of).astype(np.int32),
-        items=np.concatenate([*items, end]).astype(np.int32),
-        entries=entries.astype(np.int32),
-        pieces=np.concatenate(pieces).astype(np.int32),
-        piece_offsets=np.concatenate(offsets),
-        piece_scales=np.concatenate(piece_scales),
-        lanes=np.concatenate(lanes).astype(np.int32),
-        row_runs=np.searchsorted(entries[order, 0], np.arange(rows + 1)).astype(np.int32),
-        runs=of_rows[order].astype(np.int32),
+        counts=np.asarray([count * blocks, groups], np.int32),
+        units=units.reshape(-1, 2),
+        items=items,
+        entries=entries,
+        pieces=pieces,
+        piece_offsets=offsets,
+        piece_scales=chain.scales[block],
+        lanes=lanes.reshape(-1, 3),
+        row_runs=_row_runs(entries[:, 0], rows),
+        runs=runs,
+        parts=count * chain.width,
+    )
+
+
+def _join(works: Sequence[Work], rows: int) -> Work:
+    """The works of chains, one after another, with the runs of all in the order of their rows."""
+    items = pieces = lanes = n_entries = parts = 0
+    for work in works:
+        work.units[:, 0] += items
+        work.items[:] += np.asarray((pieces, n_entries, 0, parts), np.int32)
+        work.pieces[:, 1] += lanes
+        work.runs[:, 0] += parts
+        items += len(work.items) - 1
+        pieces += len(work.pieces)
+        lanes += len(work.lanes)
+        n_entries += len(work.entries)
+        parts += work.parts
+    entries = np.concatenate([work.entries for work in works])
+    runs = np.concatenate([work.runs for work in works])
+    order = np.lexsort((runs[:, 3], entries[:, 0]))
+    end = np.asarray([[pieces, 0, 0, 0]], np.int32)
+    return Work(
+        counts=np.asarray([sum(len(work.units) for work in works), works[0].counts[1]], np.int32),
+        units=np.concatenate([work.units for work in works]),
+        items=np.concatenate([*(work.items[:-1] for work in works), end]),
+        entries=entries,
+        pieces=np.concatenate([work.pieces for work in works]),
+        piece_offsets=np.concatenate([work.piece_offsets for work in works]),
+        piece_scales=np.concatenate([work.piece_scales for work in works]),
+        lanes=np.concatenate([work.lanes for work in works]),
+        row_runs=_row_runs(entries[order, 0], rows),
+        runs=runs[order],
         parts=parts,
     )
 
 
-@dataclass(slots=True)
-class _Chain:
-    """Extents with the same readers.
-
-    Attributes:
-        readers: `[extents, lanes, 10]`.
-        scales: `[extents]`.
-        begins: `[lanes]` the first row that sees any of the extents.
-        width: rows of all lanes.
-        total: tokens of all extents.
-    """
-
-    readers: np.ndarray
-    scales: np.ndarray
-    begins: np.ndarray
-    width: int
-    total: int
-
-    @classmethod
-    def of(cls, readers: np.ndarray, scales: np.ndarray) -> "_Chain":
-        """The chain of readers `[extents, lanes, 10]` and scales `[extents]`."""
-        begins = readers[:, :, _FIRST].min(0)
-        width = int((readers[0, :, _LAST] - begins).sum())
-        return cls(readers, scales, begins, width, int(readers[:, 0, _TOKENS].sum()))
-
-    @property
-    def lanes(self) -> int:
-        """Readers of each extent."""
-        return self.readers.shape[1]
-
-    def entries(self) -> np.ndarray:
-        """`[width, 2]` row and lane."""
-        counts = self.readers[0, :, _LAST] - self.begins
-        before = np.cumsum(counts) - counts
-        lane = np.repeat(np.arange(self.lanes), counts)
-        return np.stack([np.arange(self.width) - before[lane] + self.begins[lane], lane], 1)
-
-    def cut(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where pieces begin: among the chain's tokens, the extent, and the token of the extent."""
-        tokens = self.readers[:, 0, _TOKENS]
-        starts = np.cumsum(tokens) - tokens
-        at = np.union1d(starts, np.arange(0, self.total, length))
-        block = np.searchsorted(starts, at, "right") - 1
-        return at, block, at - starts[block]
-
-
-def _chains(readers: np.ndarray, scales: np.ndarray) -> list[_Chain]:
-    """Readers of one extent brought together, then extents with the same readers."""
-    alike = not np.any(readers[:, [_GROUP, _LAST]] != readers[0, [_GROUP, _LAST]])
-    if alike and len(set(readers[:, 0].tolist())) == len(readers):
-        return [_Chain.of(readers[:, None], scales)]  # a single request: the shortest way, for it is waited for
-    known = np.column_stack([readers[:, : _GROUP + 1], scales.view(np.int32)])
-    extent, first = _alike(known)
-    ends, lane = np.unique(readers[:, _LAST], return_inverse=True)
-    members = np.zeros((len(first), len(ends) + 1), np.int64)
-    np.add.at(members, (extent, lane), 1)  # a prompt may hold a packet twice
-    members[:, -1] = readers[first, _GROUP]
-    chain, _ = _alike(members)
-    order = np.lexsort((readers[:, _LAST], extent, chain[extent]))
-    borders = np.searchsorted(chain[extent][order], np.arange(1, chain.max() + 1))
-    found = []
-    for mine in np.split(order, borders):
-        of_chain = readers[mine].reshape(len(np.unique(extent[mine])), -1, len(READER))
-        found.append(_Chain.of(of_chain, scales[mine][:: of_chain.shape[1]]))
-    return found
-
-
-def _alike(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number equal rows alike, in the order of their first appearance; the second array says where that is."""
-    order = np.lexsort(rows.T)
-    new = np.flatnonzero(np.any(rows[order[1:]] != rows[order[:-1]], axis=1)) + 1
-    first = order[np.concatenate(([0], new))]  # the sort is stable
-    numbers = np.empty(len(rows), np.int64)
-    numbers[order] = np.repeat(np.argsort(np.argsort(first)), np.diff(np.concatenate(([0], new, [len(rows)]))))
-    return numbers, np.sort(first)
+def _row_runs(of: np.ndarray, rows: int) -> np.ndarray:
+    """`[rows + 1]` where the runs of each row begin, given the rows of all runs in ascending order."""
+    return of.searchsorted(np.arange(rows + 1, dtype=np.int32)).astype(np.int32)
