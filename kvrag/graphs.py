@@ -2,11 +2,11 @@
 
 A question over attached packets is a pass of some dozen rows through a thousand kernels, and a GPU works them off
 faster than they can be launched. So the pass is recorded once per size and replayed. What changes from one prompt to
-the next stands in buffers that stay where they are: embeddings, positions, and the work that attention kernels read.
+the next stands in buffers that stay where they are: token ids, positions, and the work that attention kernels read.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -30,17 +30,19 @@ class _Graph:
 
     Attributes:
         work: whose buffers it reads.
-        embeds: `[S, hidden]`, read.
-        positions: `[S]`, read.
-        wanted: `[W]`, read.
+        staged: `[2 S + W]` on the host: ids, negative where a row has an embedding of its own; positions; wanted rows.
+        numbers: the same on the device, read.
+        soft: `[S, hidden]` embeddings of rows that have their own, read.
+        copied: when `staged` may be written again.
         logits: `[W, vocab]`, written.
         replay: does the pass.
     """
 
     work: DeviceWork
-    embeds: torch.Tensor
-    positions: torch.Tensor
-    wanted: torch.Tensor
+    staged: torch.Tensor
+    numbers: torch.Tensor
+    soft: torch.Tensor
+    copied: torch.cuda.Event | None
     logits: torch.Tensor
     replay: Callable[[], Any]
 
@@ -50,6 +52,7 @@ class ForwardGraphs:
 
     Args:
         run: the model's forward.
+        embed: its input embeddings.
         record: makes something that repeats a call, with all it read and wrote staying where it is; None is a CUDA
             graph.
 
@@ -60,8 +63,14 @@ class ForwardGraphs:
 
     sizes = SIZES
 
-    def __init__(self, run: Run, record: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        record: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
+    ) -> None:
         self._run = run
+        self._embed = embed
         self._record = record or _Recorder()
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self.refused = ""
@@ -71,13 +80,19 @@ class ForwardGraphs:
         return isinstance(current, DevicePass) and current.rows <= self.sizes[-1] and not self.refused
 
     def run(
-        self, embeds: torch.Tensor, positions: torch.Tensor, current: DevicePass, wanted: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits `[n, vocab]` of a pass, as `LanguageModel.run` gives them.
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        soft: Sequence[tuple[int, torch.Tensor]],
+        current: DevicePass,
+        wanted: Sequence[int],
+    ) -> torch.Tensor | None:
+        """Logits `[n, vocab]` of a pass, as `LanguageModel.run` gives them; None if the model cannot be recorded.
 
         Args:
-            embeds: `[S, hidden]`.
+            ids: `[S]` token ids.
             positions: `[S]`.
+            soft: rows that have embeddings `[m, hidden]` of their own, by the first of them.
             current: the pass; its work is in its buffers.
             wanted: `[n]` row numbers.
         """
@@ -85,14 +100,24 @@ class ForwardGraphs:
         graph = self._graphs.get(size)
         if graph is None or graph.work is not current.work:
             try:
-                graph = self._graphs[size] = self._make(embeds, positions, current.work, size[1])
+                graph = self._graphs[size] = self._make(current.work, size[1])
             except Exception as error:  # whatever a user's model does while it is recorded
                 self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 _log.warning("the model cannot be recorded as a CUDA graph, so passes are slower: %s", self.refused)
-                return self._run(embeds, positions, current, wanted)
-        graph.embeds[: len(embeds)] = embeds
-        graph.positions[: len(positions)] = positions
-        graph.wanted[: len(wanted)] = wanted
+                return None
+        if graph.copied is not None:
+            graph.copied.synchronize()  # the last copy has read what is written over now
+        numbers, rows = graph.staged.numpy(), size[0]
+        numbers[: len(ids)] = ids
+        numbers[rows : rows + len(positions)] = positions
+        numbers[2 * rows : 2 * rows + len(wanted)] = wanted
+        for first, embeddings in soft:
+            numbers[first : first + len(embeddings)] = -1
+            graph.soft[first : first + len(embeddings)] = embeddings
+        graph.numbers.copy_(graph.staged, non_blocking=True)
+        if graph.copied is not None:
+            graph.copied.record()
+        current.arrivals.begin()  # packets come behind what the pass reads first
         graph.replay()
         return graph.logits[: len(wanted)].clone()  # the next pass writes over them
 
@@ -100,18 +125,19 @@ class ForwardGraphs:
         """Forget what was recorded: the model's weights have moved."""
         self._graphs.clear()
 
-    def _make(self, embeds: torch.Tensor, positions: torch.Tensor, work: DeviceWork, wanted: int) -> _Graph:
-        made = _Graph(
-            work,
-            embeds.new_zeros(work.rows, embeds.shape[1]),
-            positions.new_zeros(work.rows),
-            positions.new_zeros(wanted),
-            embeds.new_empty(0),
-            lambda: None,
-        )
+    def _make(self, work: DeviceWork, wanted: int) -> _Graph:
+        device, on_gpu = work.anchor.device, work.anchor.device.type == "cuda"
+        with torch.inference_mode(False):  # whoever comes first, everybody may write to them
+            staged = torch.zeros(2 * work.rows + wanted, dtype=torch.int64, pin_memory=on_gpu)
+            numbers = staged.to(device)
+            soft = torch.zeros_like(self._embed(numbers[: work.rows]))
+        copied = torch.cuda.Event() if on_gpu else None
+        made = _Graph(work, staged, numbers, soft, copied, soft.new_empty(0), lambda: None)
 
         def call() -> None:
-            made.logits = self._run(made.embeds, made.positions, DevicePass.over(work), made.wanted)
+            ids, positions, rows = made.numbers.split((work.rows, work.rows, wanted))
+            embeds = torch.where(ids[:, None] < 0, made.soft, self._embed(ids.clamp(min=0)))
+            made.logits = self._run(embeds, positions, DevicePass.over(work), rows)
 
         made.replay = self._record(call)
         return made

@@ -264,21 +264,22 @@ class LanguageModel:
         The lanes gain their rows only when the whole pass went through.
         """
         counts = [len(r.ids) for r in rows]
-        last = [end - 1 for end in accumulate(counts)]
-        numbers = [*chain.from_iterable(r.ids for r in rows), *chain.from_iterable(r.positions for r in rows), *last]
-        sizes = [sum(counts), sum(counts), len(last)]
-        staged = torch.tensor(numbers, pin_memory=self.device.type == "cuda")  # or the copy would be waited for
-        ids, positions, wanted = staged.to(self.device, non_blocking=True).split(sizes)
-        embeds = self.embed(ids)
-        for r, end, count in zip(rows, last, counts, strict=True):
-            for row, soft in r.soft:
-                first = end + 1 - count + row
-                embeds[first : first + len(soft)] = soft
+        firsts = [0, *accumulate(counts)]
+        ids = [*chain.from_iterable(r.ids for r in rows)]
+        positions = [*chain.from_iterable(r.positions for r in rows)]
+        wanted = [end - 1 for end in firsts[1:]]
+        soft = [(first + row, given) for r, first in zip(rows, firsts, strict=False) for row, given in r.soft]
         current = self.passes.new([r.lane for r in rows], counts)
+        logits = None
         if self.graphs is not None and self.graphs.takes(current):
-            logits = self.graphs.run(embeds, positions, current, wanted)
-        else:
-            logits = self.run(embeds, positions, current, wanted)
+            logits = self.graphs.run(ids, positions, soft, current, wanted)
+        if logits is None:
+            numbers = torch.tensor([*ids, *positions, *wanted], device=self.device)  # one copy to the device
+            on_device = numbers.split((len(ids), len(ids), len(wanted)))
+            embeds = self.embed(on_device[0])
+            for first, given in soft:
+                embeds[first : first + len(given)] = given
+            logits = self.run(embeds, on_device[1], current, on_device[2])
         current.commit()
         return logits
 
@@ -367,7 +368,7 @@ class LanguageModel:
         if self.graphs is None and self.passes.works is not None and self.device.type == "cuda":
             from kvrag.graphs import ForwardGraphs
 
-            self.graphs = ForwardGraphs(self.compiled_run() if compiled else self.run)
+            self.graphs = ForwardGraphs(self.compiled_run() if compiled else self.run, self.embed)
 
     def compiled_run(self, **options: Any) -> Callable[[torch.Tensor, torch.Tensor, Pass, torch.Tensor], torch.Tensor]:
         """`run` through torch.compile, for rows of fixed numbers, with layers joined that read the same input.

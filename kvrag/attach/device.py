@@ -85,10 +85,16 @@ class DevicePass(LanePass):
         rows: number of rows each lane computes now.
         rope: of the model.
         works: to fill.
+
+    Attributes:
+        rows: of all lanes.
+        arrivals: what the pass waits for.
+        work: what its kernels read.
     """
 
     def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks) -> None:
         super().__init__(lanes, rows)
+        self.arrivals = works.arrivals
         turns: dict[int, int] = {0: 0}
         numbers: list[int] = []
         own: list[int] = []

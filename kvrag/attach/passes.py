@@ -44,9 +44,7 @@ class Passes:
 
         if PlainPass.takes(lanes):
             return PlainPass(lanes, rows)
-        made = DevicePass(lanes, rows, self._rope, self.works)
-        self.works.arrivals.begin()  # only now, when what the pass reads first is on its way
-        return made
+        return DevicePass(lanes, rows, self._rope, self.works)
 
 
 def _has_triton() -> bool:

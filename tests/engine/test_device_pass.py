@@ -168,7 +168,7 @@ def test_recorded_passes_equal_others(models):
     kv = packet.own(0, 20).clone()
     before = kv.clone()
     found = []
-    for graphs in (None, ForwardGraphs(model.run, record)):
+    for graphs in (None, ForwardGraphs(model.run, model.embed, record)):
         model.graphs = graphs
         logits = []
         for start, count in ((0, 9), (300, 12), (11, 1)):
@@ -181,6 +181,23 @@ def test_recorded_passes_equal_others(models):
     assert torch.equal(kv, before)
 
 
+def test_a_recorded_pass_takes_embeddings_that_no_token_has(models):
+    _, model = models
+    packet = model.new_lane(20)
+    model.forward([Rows(packet, list(range(5, 25)), range(20))])
+    given = torch.randn(2, model.hidden_size, device=model.device)
+    found = []
+    for graphs in (None, ForwardGraphs(model.run, model.embed, lambda call: call)):
+        model.graphs = graphs
+        for soft in ([(1, given)], [], [(3, given)]):
+            lane = model.new_lane(6)
+            lane.attach([Extent(packet.own(0, 20), 30, 0)])
+            found.append(model.forward([Rows(lane, [9, 8, 7, 6, 5], range(50, 55), soft)]))
+    torch.testing.assert_close(found[3:], found[:3], rtol=2e-4, atol=2e-4)
+    assert not torch.allclose(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
 def test_a_model_that_cannot_be_recorded_says_why_and_goes_on(models, caplog):
     _, model = models
 
@@ -189,7 +206,7 @@ def test_a_model_that_cannot_be_recorded_says_why_and_goes_on(models, caplog):
 
     lane = model.new_lane(3)
     model.forward([Rows(lane, [5, 6, 7], range(3))])
-    model.graphs = ForwardGraphs(model.run, record)
+    model.graphs = ForwardGraphs(model.run, model.embed, record)
     first = model.forward([Rows(lane, [8], [3])])
     assert "not permitted when stream is capturing" in caplog.text
     assert not model.graphs.takes(model.passes.new([lane], [1]))
@@ -216,7 +233,7 @@ def test_a_compiled_pass_equals_others(models):
         products.append(sum(node.target is torch.nn.functional.linear for node in graph.graph.nodes))
         return graph
 
-    model.graphs = ForwardGraphs(model.compiled_run(backend=backend, fullgraph=True), lambda call: call)
+    model.graphs = ForwardGraphs(model.compiled_run(backend=backend, fullgraph=True), model.embed, lambda call: call)
     for _ in range(2):
         torch.testing.assert_close(logits(), wanted, rtol=2e-4, atol=2e-4)
     assert products == [4 * model.geometry.layers + 1]  # of seven in a layer: query, key and value; gate and up
