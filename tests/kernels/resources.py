@@ -63,6 +63,7 @@ def attention(architecture: int, rows: int, group: int, head_dim: int) -> dict:
         "BLOCK_ROWS": tile.block_rows,
         "BLOCK_TOKENS": tile.block_tokens,
         "UPCAST": False,
+        "EARLY": architecture >= 90,
     }
     found = resources(attend_units, constants, architecture, tile.warps, tile.stages)
     return found | {"rows": rows, "group": group, "head_dim": head_dim, "block_rows": tile.block_rows}
@@ -71,7 +72,7 @@ def attention(architecture: int, rows: int, group: int, head_dim: int) -> dict:
 if __name__ == "__main__":
     architecture = int(sys.argv[1])
     shapes = [tuple(map(int, shape.split(","))) for shape in sys.argv[2:]]
-    small = {"D": 128, "PADDED": 128}
+    small = {"D": 128, "PADDED": 128, "EARLY": architecture >= 90}
     print(  # noqa: T201
         json.dumps(
             {

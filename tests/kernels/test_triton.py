@@ -260,6 +260,7 @@ def test_the_tolerance_sees_a_broken_kernel(mutant, tmp_path, monkeypatch):
 SHAPES = [
     "1,4,128",
     "32,4,128",
+    "64,4,128",
     "128,8,128",
     "1,7,128",
     "32,7,128",

@@ -71,7 +71,8 @@ class DeviceWork:
         self._before = before
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
-        self._tile = tile_shape(rows, group, head_dim, hopper=_is_hopper(device))
+        self._early = _is_hopper(device)
+        self._tile = tile_shape(rows, group, head_dim, hopper=self._early)
         self._programs = self._tile.programs * (multiprocessors or _multiprocessors(device))
         sizes = {
             "counts": 2,
@@ -173,7 +174,7 @@ class DeviceWork:
         write_rows[(key.shape[0], self._heads)](
             key, value, self.anchor, a["places"], layer,
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-            **_launch(1, D=self._head_dim, PADDED=_padded(self._head_dim)),
+            **self._launch(1, PADDED=_padded(self._head_dim)),
         )  # fmt: skip
 
     def attend(self, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
@@ -186,14 +187,14 @@ class DeviceWork:
             query, self.anchor, a["cos"], a["sin"], a["counts"], a["units"], a["items"], a["entries"], a["pieces"],
             a["piece_offsets"], a["piece_scales"], a["lanes"], self._partial, self._partial_lse,
             layer, scaling * LOG2_E, query.stride(0), query.stride(1),
-            **_launch(
-                tile.warps, tile.stages, HEADS=self._heads, GROUP=self._group, D=D, PADDED=_padded(D), HALF=self._half,
+            **self._launch(
+                tile.warps, tile.stages, HEADS=self._heads, GROUP=self._group, PADDED=_padded(D), HALF=self._half,
                 BLOCK_ROWS=tile.block_rows, BLOCK_TOKENS=tile.block_tokens, UPCAST=INTERPRETED,
             ),
         )  # fmt: skip
         merge_parts[(query.shape[0], query.shape[1])](
             self._partial, self._partial_lse, a["counts"], a["row_runs"], a["runs"], a["group_scale"], a["group_bias"],
-            output, output.stride(0), output.stride(1), **_launch(4, D=D, PADDED=_padded(D), BLOCK_PARTS=16),
+            output, output.stride(0), output.stride(1), **self._launch(4, PADDED=_padded(D), BLOCK_PARTS=16),
         )  # fmt: skip
         return output
 
@@ -206,6 +207,10 @@ class DeviceWork:
         self._before(layer)
         self.write(key, value, layer)
         return self.attend(query, layer, scaling)
+
+    def _launch(self, warps: int, stages: int = 3, **constants: Any) -> dict[str, Any]:
+        early = {"launch_pdl": True} if self._early else {}
+        return constants | early | {"D": self._head_dim, "EARLY": self._early, "num_warps": warps, "num_stages": stages}
 
     def _view(self, buffer: torch.Tensor, name: str) -> torch.Tensor:
         begin, size = self._offsets[name]
@@ -230,10 +235,6 @@ def attend_to_work(
 @attend_to_work.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, number: int, layer: int, scaling: float):
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
-
-
-def _launch(warps: int, stages: int = 3, **constants: Any) -> dict[str, Any]:
-    return constants | {"num_warps": warps, "num_stages": stages}
 
 
 def _padded(head_dim: int) -> int:

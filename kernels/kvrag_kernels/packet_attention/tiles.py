@@ -35,11 +35,14 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileSha
     """
     wanted = rows * group
     wide = head_dim > 128
+    even = head_dim in (64, 128) and group & (group - 1) == 0
     tokens = 32 if wide or (head_dim > 64 and not hopper) else 64
     if wanted <= 16:
-        return TileShape(16, 32, 4, 3 if wide else 4, 2 if wide else 4)
+        if wide or head_dim <= 64 and not hopper:
+            return TileShape(16, 32, 4, 3 if wide else 4, 2 if wide else 4)
+        return TileShape(16, 128 if hopper else 64, 8, 3, 1)
     if wanted <= 32 or wide:
         return TileShape(32, tokens, 8 if wide else 4, 3, 1 if wide else 2)
-    if wanted > 64 and hopper and head_dim in (64, 128) and group & (group - 1) == 0:
-        return TileShape(128, tokens, 8, 3, 1)
-    return TileShape(64, tokens, 8, 3, 1)
+    if not (hopper and even):
+        return TileShape(64, tokens, 8, 3, 1)
+    return TileShape(64, tokens, 4, 3, 2) if wanted <= 128 else TileShape(128, tokens, 8, 3, 1)

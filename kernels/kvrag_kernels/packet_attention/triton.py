@@ -3,19 +3,71 @@
 `reference.py` says what is computed, `work.py` how it is divided. Every program takes units until none is left, so the
 same launch serves any prompt: that is what lets a CUDA graph hold it. Partial results are merged by a second kernel; a
 third puts a pass's own keys and values where the others look for them.
+
+With EARLY a kernel may begin while the one before it ends, and waits only before it reads what that one wrote: the
+tables of a pass are there from the start. Hopper's GPUs can do that.
 """
 
 # pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 __all__ = ["INTERPRETED", "LOG2_E", "attend_units", "merge_parts", "write_rows"]
 
 LOG2_E = 1.4426950408889634
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter, on a machine without a GPU."""
+
+
+@triton.jit
+def _tile(
+    q_lo,
+    q_hi,
+    key,
+    value,
+    lo,
+    hi,
+    d,
+    in_half,
+    first,
+    needed,
+    limit,
+    highest,
+    total,
+    output,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """One step of online softmax; MASKED where a row does not see every token of the tile."""
+    token = first + tl.arange(0, BLOCK_TOKENS)
+    at = token[:, None] * D
+    if MASKED or D != PADDED:
+        there = (token < needed)[:, None]
+        k_lo = tl.load(key + at + lo[None, :], mask=there & in_half[None, :], other=0.0)
+        k_hi = tl.load(key + at + hi[None, :], mask=there & in_half[None, :], other=0.0)
+        v = tl.load(value + at + d[None, :], mask=there & (d < D)[None, :], other=0.0)
+    else:
+        k_lo = tl.load(key + at + lo[None, :])
+        k_hi = tl.load(key + at + hi[None, :])
+        v = tl.load(value + at + d[None, :])
+    scores = tl.dot(q_lo, tl.trans(k_lo.to(q_lo.dtype)), input_precision="ieee")
+    scores = tl.dot(q_hi, tl.trans(k_hi.to(q_lo.dtype)), scores, input_precision="ieee")
+    if MASKED:
+        seen = token[None, :] < limit[:, None]
+        scores = tl.where(seen, scores, -1e30)
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    weights = tl.exp2(scores - higher[:, None])
+    if MASKED:
+        weights = tl.where(seen, weights, 0.0)
+    shrink = tl.exp2(highest - higher)
+    total = total * shrink + tl.sum(weights, 1)
+    output = tl.dot(weights.to(q_lo.dtype), v.to(q_lo.dtype), output * shrink[:, None], input_precision="ieee")
+    return higher, total, output
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -46,7 +98,10 @@ def attend_units(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     UPCAST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
     kind: tl.constexpr = tl.float32 if UPCAST else anchor.dtype.element_ty
     # Channels i and i + HALF turn together. What does not turn is split too, so that `lo` and `hi` are one half each.
     d = tl.arange(0, PADDED)
@@ -79,12 +134,20 @@ def attend_units(
         for piece in range(tl.load(items + item * 4), tl.load(items + item * 4 + 4)):
             tokens = tl.load(pieces + piece * 2)
             about = lanes + (tl.load(pieces + piece * 2 + 1) + lane) * 3
+            scale = tl.load(piece_scales + piece) * scaling
+            place = layer.to(tl.int64) * tl.load(piece_offsets + piece * 4 + 3)
+            place += head * tl.load(piece_offsets + piece * 4 + 2)
+            key_at = place + tl.load(piece_offsets + piece * 4)
+            value_at = place + tl.load(piece_offsets + piece * 4 + 1)
             first_row = tl.load(about, mask=live, other=1 << 30)
             bound = tl.load(about + 1, mask=live, other=0)
             turn = tl.load(about + 2, mask=live, other=0)
             limit = tl.minimum(tl.where(row >= first_row, row + bound, 0), tokens)
             needed = tl.max(limit, 0)  # rows of a prefill see few of their own tokens
+            full = tl.min(tl.where(live, limit, tokens), 0) // BLOCK_TOKENS * BLOCK_TOKENS  # of which all rows see all
             angle = turn[:, None] * HALF + i[None, :]  # rows that are not live are row 0, turned by nothing
+            if EARLY:
+                gdc_wait()
             if D == PADDED:
                 x = tl.load(q_at[:, None] + lo[None, :]).to(tl.float32)
                 y = tl.load(q_at[:, None] + hi[None, :]).to(tl.float32)
@@ -97,31 +160,21 @@ def attend_units(
             else:
                 c = tl.load(cos + angle, mask=turns[None, :], other=1.0)
                 s = tl.load(sin + angle, mask=turns[None, :], other=0.0)
-            q_lo = (x * c + y * s).to(kind)
-            q_hi = (y * c - x * s).to(kind)
+            q_lo = ((x * c + y * s) * scale).to(kind)
+            q_hi = ((y * c - x * s) * scale).to(kind)
             tl.debug_barrier()  # keeps the next loads' addresses from being computed above, where registers are short
-            scale = tl.load(piece_scales + piece) * scaling
-            place = layer.to(tl.int64) * tl.load(piece_offsets + piece * 4 + 3)
-            place += head * tl.load(piece_offsets + piece * 4 + 2)
-            key = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4), 16)
-            value = anchor + tl.multiple_of(place + tl.load(piece_offsets + piece * 4 + 1), 16)
-            for first in range(0, needed, BLOCK_TOKENS):
-                token = first + tl.arange(0, BLOCK_TOKENS)
-                there = (token < needed)[:, None]
-                at = token[:, None] * D
-                k_lo = tl.load(key + at + lo[None, :], mask=there & in_half[None, :], other=0.0).to(kind)
-                k_hi = tl.load(key + at + hi[None, :], mask=there & in_half[None, :], other=0.0).to(kind)
-                v = tl.load(value + at + d[None, :], mask=there & (d < D)[None, :], other=0.0).to(kind)
-                scores = tl.dot(q_lo, tl.trans(k_lo), input_precision="ieee")
-                scores = tl.dot(q_hi, tl.trans(k_hi), scores, input_precision="ieee") * scale
-                seen = token[None, :] < limit[:, None]
-                scores = tl.where(seen, scores, -1e30)
-                higher = tl.maximum(highest, tl.max(scores, 1))
-                weights = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
-                shrink = tl.exp2(highest - higher)
-                total = total * shrink + tl.sum(weights, 1)
-                output = tl.dot(weights.to(kind), v, output * shrink[:, None], input_precision="ieee")
-                highest = higher
+            key = anchor + tl.multiple_of(key_at, 16)
+            value = anchor + tl.multiple_of(value_at, 16)
+            for first in range(0, full, BLOCK_TOKENS):
+                highest, total, output = _tile(
+                    q_lo, q_hi, key, value, lo, hi, d, in_half, first, full, limit, highest, total, output,
+                    D, PADDED, BLOCK_TOKENS, False,
+                )  # fmt: skip
+            for first in tl.range(full, needed, BLOCK_TOKENS, num_stages=1):
+                highest, total, output = _tile(
+                    q_lo, q_hi, key, value, lo, hi, d, in_half, first, needed, limit, highest, total, output,
+                    D, PADDED, BLOCK_TOKENS, True,
+                )  # fmt: skip
         part = ((first_part + entry) * HEADS + head) * GROUP + m % GROUP
         known = tl.maximum(total, 1e-30)
         to = partial + part.to(tl.int64)[:, None] * D + d[None, :]
@@ -144,6 +197,7 @@ def merge_parts(
     D: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     row = tl.program_id(0)
     head = tl.program_id(1)
@@ -155,7 +209,10 @@ def merge_parts(
     result = tl.zeros([PADDED], tl.float32)
     first_run = tl.load(row_runs + row)
     last_run = tl.load(row_runs + row + 1)
-    for group in range(0, tl.load(counts + 1)):
+    groups = tl.load(counts + 1)
+    if EARLY:
+        gdc_wait()
+    for group in range(0, groups):
         highest = tl.full([1], -1e30, tl.float32)
         weight = tl.zeros([1], tl.float32)
         merged = tl.zeros([PADDED], tl.float32)
@@ -204,7 +261,10 @@ def write_rows(
     value_head,
     D: tl.constexpr,
     PADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
     row = tl.program_id(0)
     head = tl.program_id(1)
     d = tl.arange(0, PADDED)
