@@ -79,7 +79,8 @@ def test_every_shape_of_head(head_dim, group):
 @pytest.mark.parametrize("rows", [1, 2, 17, 40])
 def test_any_number_of_rows_and_programs(rows):
     """More rows than a unit takes, items over the ends of extents, more and fewer units than programs."""
-    inputs, table = random_case(64, 2, rows, [300, 1, 64, 129, 511], half=16)
+    heads = max(2, 16 // rows)  # of one row and few heads the largest error would be a matter of luck
+    inputs, table = random_case(64, 2, rows, [300, 1, 64, 129, 511], heads=heads, half=16)
     oracle = packet_attention_reference(*to(inputs, torch.float64), table, 0.1)
     baseline = packet_attention_reference(*inputs, table, 0.1)
     for multiprocessors in (1, 9):
