@@ -78,10 +78,11 @@ class BenchReport:
         """
         check_plotting()
         library: Any = import_module("matplotlib.figure")
-        figure = library.Figure(figsize=(8, 5), layout="constrained")
+        figure = library.Figure(figsize=(8, 6), layout="constrained")
         axes = figure.subplots()
         for name, points in self._lines().items():
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+            style = {"linestyle": ":"} if name.startswith("floor") else {"marker": "o"}
+            axes.plot(*zip(*sorted(points), strict=True), label=name, **style)
         first = isinstance(self.rows[0], FirstTokenRow)
         axes.set_xlabel("tokens of attached context" if first else "requests over the same packets")
         axes.set_ylabel("time to first token [ms]" if first else "tokens per second")
@@ -90,7 +91,7 @@ class BenchReport:
         axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend()
+        figure.legend(loc="outside lower center", ncols=2)
         axes.set_title(f"{self.model}, {self.dtype} on {self.device}, {self.date}", loc="left")
         try:
             figure.savefig(path, dpi=150)
