@@ -24,6 +24,7 @@ from kvrag.request import Request
 from kvrag.settings import Sampling
 from kvrag.sources import open_adapter, open_model
 from kvrag.store import Hold, PacketStore
+from kvrag.store.codecs import codec_from_name
 from kvrag.strategies import Strategy, strategy_from_name
 from kvrag.worker import Worker
 
@@ -51,6 +52,8 @@ class PacketEngine:
         adapter: "auto" takes the one that is shipped for this model, if any; "none" takes none; or a file.
         strategy: for prompts that do not name another.
         namespace: a tenant's; packets of one namespace are invisible in another.
+        codec: how packets are stored: "raw", "int8", "fp8" or "int4" (see `kvrag.store.codecs`). Packets of another
+            codec are other packets.
         computed_bytes: of keys and values to keep from earlier prompts, for prompts that begin the same way.
         device_memory: bytes on a GPU to keep packets in; by default 0.4 of what is free.
         cuda_graphs: on a GPU, record passes of few rows when they first come, and replay them from then on.
@@ -58,6 +61,7 @@ class PacketEngine:
     Raises:
         UnsupportedModelError: packets of this model would mean something else at another position.
         AdapterError: the adapter belongs to another model.
+        SettingsError: there is no such codec or strategy.
     """
 
     def __init__(
@@ -68,10 +72,12 @@ class PacketEngine:
         adapter: Adapter | str | Path = "auto",
         strategy: str | Strategy = "kv-packet",
         namespace: str = "default",
+        codec: str = "raw",
         computed_bytes: int = 64 << 20,
         device_memory: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
+        self.codec = codec_from_name(codec).name
         _check(model)
         if cuda_graphs:
             model.record_passes()
@@ -134,7 +140,7 @@ class PacketEngine:
             if chosen not in self._scopes:
                 recipe = chosen.recipe(self.adapter)
                 used = self.adapter.digest if self.adapter is not None and recipe.uses_adapter else ""
-                identity = self.model.identity.model_copy(update={"adapter": used})
+                identity = self.model.identity.model_copy(update={"adapter": used, "codec": self.codec})
                 self._scopes[chosen] = Scope(identity, recipe, self.namespace)
             return self._scopes[chosen]
 

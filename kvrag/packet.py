@@ -48,7 +48,7 @@ class Identity(_Frozen):
         rope: digest of the rotary frequencies and the attention scaling.
         dtype: of keys and values, such as "bfloat16".
         adapter: digest of the adapter file, empty when the recipe uses none of it.
-        codec: how the numbers are stored.
+        codec: how the numbers are stored, by a name in `kvrag.store.codecs`.
         format_version: of the packet file.
     """
 
@@ -138,8 +138,9 @@ class PacketHeader(_Frozen):
         recipe: how it was built.
         namespace: the tenant it belongs to.
         shape: `[L, 2, H, T, D]` of keys and values.
-        checksums: xxh3-128 of each layer's bytes, hexadecimal.
+        checksums: xxh3-128 of each layer's bytes as they are stored, hexadecimal.
         created: seconds since the epoch.
+        raw_layers: those that the identity's codec would have damaged, and that are stored as they are.
     """
 
     key: str
@@ -149,6 +150,7 @@ class PacketHeader(_Frozen):
     shape: tuple[int, int, int, int, int]
     checksums: tuple[str, ...]
     created: float
+    raw_layers: tuple[int, ...] = ()
 
     @property
     def scope(self) -> Scope:

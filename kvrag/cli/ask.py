@@ -12,7 +12,15 @@ from rich.text import Text
 from kvrag.cli.app import app
 from kvrag.cli.folder import StoreFolder
 from kvrag.cli.opening import open_built
-from kvrag.cli.options import AdapterOption, DeviceOption, ModelOption, NamespaceOption, StoreOption, StrategyOption
+from kvrag.cli.options import (
+    AdapterOption,
+    CodecOption,
+    DeviceOption,
+    ModelOption,
+    NamespaceOption,
+    StoreOption,
+    StrategyOption,
+)
 from kvrag.cli.terminal import printable, quiet, results, warn, write_json
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ def ask(
     full: Annotated[bool, typer.Option("--full", help="Answer by full recompute too, and compare.")] = False,
     strategy: StrategyOption = "kv-packet",
     adapter: AdapterOption = "auto",
+    codec: CodecOption = "raw",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -50,7 +59,7 @@ def ask(
     with quiet():
         from kvrag.cli.answering import answer_from
 
-        options = {"strategy": strategy, "adapter": adapter, "namespace": namespace, "device": device}
+        options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
         with open_built(place, model, **options) as (engine, index):
             nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
             answers = [

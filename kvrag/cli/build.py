@@ -13,7 +13,15 @@ from kvrag.cli.app import app
 from kvrag.cli.documents import Skipped, UnreadableError, find_files, read_documents
 from kvrag.cli.folder import StoreFolder
 from kvrag.cli.nodes import Change, make_nodes, make_splitter, name_of, plan_change
-from kvrag.cli.options import AdapterOption, DeviceOption, ModelOption, NamespaceOption, StoreOption, StrategyOption
+from kvrag.cli.options import (
+    AdapterOption,
+    CodecOption,
+    DeviceOption,
+    ModelOption,
+    NamespaceOption,
+    StoreOption,
+    StrategyOption,
+)
 from kvrag.cli.terminal import note, quiet
 from kvrag.errors import KVRagError, SettingsError
 from kvrag.progress import progress_bar
@@ -57,6 +65,7 @@ def build(
     ] = 256,
     strategy: StrategyOption = "kv-packet",
     adapter: AdapterOption = "auto",
+    codec: CodecOption = "raw",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
 ) -> None:
@@ -67,9 +76,11 @@ def build(
     begin, place, folder = time.perf_counter(), StoreFolder(store), folder.resolve()
     found = find_files(folder, leave_out=store)
     with quiet():
+        from kvrag.store.codecs import codec_from_name
         from kvrag.strategies import strategy_from_name
 
         strategy_from_name(strategy)  # a wrong name shall not cost the loading of a model
+        codec_from_name(codec)
         documents = _read(found.files, folder, found.skipped)
         _name_skipped(found.skipped, folder)
         if not documents:
@@ -80,7 +91,7 @@ def build(
 
         embedding = retrieval.sentence_embedding()
         place.create()
-        options = {"strategy": strategy, "adapter": adapter, "namespace": namespace, "device": device}
+        options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
         with (
             place.locked(),
             PacketStore(place.packets) as packets,

@@ -12,7 +12,15 @@ from rich.text import Text
 from kvrag.cli.app import app
 from kvrag.cli.folder import StoreFolder
 from kvrag.cli.opening import open_built
-from kvrag.cli.options import AdapterOption, DeviceOption, ModelOption, NamespaceOption, StoreOption, StrategyOption
+from kvrag.cli.options import (
+    AdapterOption,
+    CodecOption,
+    DeviceOption,
+    ModelOption,
+    NamespaceOption,
+    StoreOption,
+    StrategyOption,
+)
 from kvrag.cli.question_file import read_questions
 from kvrag.cli.terminal import note, one_line, printable, quiet, results, warn, write_json
 from kvrag.errors import DataError, SettingsError
@@ -47,6 +55,7 @@ def calibrate(
     model: ModelOption = "demo",
     strategy: StrategyOption = "kv-packet",
     adapter: AdapterOption = "auto",
+    codec: CodecOption = "raw",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of the choice of questions and chunks.")] = 0,
@@ -68,7 +77,7 @@ def calibrate(
         from kvrag.evaluation.report import write_atomically
         from kvrag.progress import progress_bar
 
-        options = {"strategy": strategy, "adapter": adapter, "namespace": namespace, "device": device}
+        options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
         with open_built(place, model, **options) as (engine, index):
             chosen = _written(engine, index, limit, seed) if asked is None else _some(asked, limit, seed)
             cases = _retrieve(engine, index, chosen, top_k, max_new_tokens)

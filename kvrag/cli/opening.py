@@ -27,18 +27,20 @@ def open_built(
         place: where they are.
         model: "demo", a folder or a hub id.
         namespace: whose chunks.
-        options: `strategy`, `adapter` and `device` of the engine.
+        options: `strategy`, `adapter`, `codec` and `device` of the engine.
 
     Raises:
-        SettingsError: no strategy has that name.
+        SettingsError: no strategy or codec has that name.
         StoreError: the store has no packets for this model and these options, or no chunks in this namespace.
     """
     from kvrag.demo import retrieval
     from kvrag.engine import PacketEngine
     from kvrag.store import PacketStore
+    from kvrag.store.codecs import codec_from_name
     from kvrag.strategies import strategy_from_name
 
     strategy_from_name(options["strategy"])  # a wrong name shall not cost the loading of a model
+    codec_from_name(options["codec"])
     with PacketStore(place.packets) as packets:
         with Console(stderr=True).status("loading the model"):
             opened = PacketEngine.from_pretrained(

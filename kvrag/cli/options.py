@@ -7,6 +7,7 @@ import typer
 
 __all__ = [
     "AdapterOption",
+    "CodecOption",
     "DeviceOption",
     "DtypeOption",
     "JsonOption",
@@ -25,6 +26,9 @@ StrategyOption = Annotated[
 ]
 AdapterOption = Annotated[
     str, typer.Option("--adapter", help='"auto" for the one shipped for the model, "none", or an adapter file.')
+]
+CodecOption = Annotated[
+    str, typer.Option("--codec", help="How packets are stored: raw, or in fewer bytes: int8, fp8 or int4.")
 ]
 NamespaceOption = Annotated[
     str, typer.Option("--namespace", help="Whose documents: those of one namespace are invisible in another.")

@@ -3,7 +3,8 @@
     8 bytes     length of the JSON that follows, little endian
     JSON        {"__metadata__": {"kvrag": PacketHeader, "kvrag.xxh3": its checksum}, "kv": ..., "token_ids": ...}
     spaces      up to a multiple of 4096, so that the data can be read with direct I/O and mapped
-    kv          [L, 2, H, T, D], the bytes as they are in memory; one xxh3-128 per layer in the header
+    kv          [L, 2, H, T, D], layer by layer as the identity's codec stores it (`raw`: the bytes as they are in
+                memory); one xxh3-128 per layer in the header
     token_ids   [T_chunk] int64; the packet's key follows from them
 
 A reader builds the bytes in front of the data again from the header it found and demands exactly these, so overlapping
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from math import prod
 from typing import NoReturn
 
@@ -26,6 +28,7 @@ from xxhash import xxh3_128_hexdigest
 
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.packet import Packet, PacketHeader, PacketKey
+from kvrag.store.codecs import CODECS, codec_from_name
 
 __all__ = ["read_header", "read_packet", "write_packet"]
 
@@ -48,7 +51,11 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
     ids = np.ascontiguousarray(packet.token_ids, dtype="<i8")
     _check_writable(packet, ids)
     layer_count, _, heads, rows, channels = kv.shape
-    layers = [_bytes_of(layer) for layer in kv]
+    codec = codec_from_name(packet.scope.identity.codec)
+    raw_layers = tuple(number for number, layer in enumerate(kv) if not codec.suits(layer))
+    layers = [
+        _bytes_of((CODECS["raw"] if number in raw_layers else codec).encode(layer)) for number, layer in enumerate(kv)
+    ]
     header = PacketHeader(
         key=packet.key,
         identity=packet.scope.identity,
@@ -57,6 +64,7 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
         shape=(layer_count, 2, heads, rows, channels),
         checksums=tuple(xxh3_128_hexdigest(layer) for layer in layers),
         created=float(int(time.time())),  # of constant length, so that equal packets give files of equal size
+        raw_layers=raw_layers,
     )
     try:
         preamble = _preamble(header.model_dump_json(), header, len(ids))
@@ -93,7 +101,7 @@ def read_packet(path: StrPath, *, key: PacketKey) -> Packet:
             _corrupt(f"expected packet {key}, found {header.key}")
         kv = _read_layers(fd, header, start)
         ids = np.empty(tokens, dtype="<i8")
-        _read_exactly(fd, ids.data.cast("B"), start + kv.numel() * kv.element_size())
+        _read_exactly(fd, ids.data.cast("B"), start + sum(_layer_sizes(header)))
         if header.scope.key(ids) != key:
             _corrupt(f"its identity, recipe, namespace and token ids do not give its key {key}")
     ids.flags.writeable = False
@@ -106,16 +114,20 @@ def _check_writable(packet: Packet, ids: np.ndarray) -> None:
         raise StoreError(f"keys and values must have the shape [L, 2, H, T, D], found {list(shape)}")
     if dtype != identity.dtype or dtype not in DTYPES:
         raise StoreError(f"keys and values are {dtype}, the identity says {identity.dtype}; known: {', '.join(DTYPES)}")
+    if identity.codec not in CODECS:
+        raise StoreError(f"expected a codec out of {', '.join(CODECS)}, found {identity.codec!r}")
     if packet.scope.key(ids) != packet.key:
         raise StoreError(f"packet {packet.key} is not what its scope and token ids are called; use Scope.key")
 
 
 def _preamble(header_json: str, header: PacketHeader, tokens: int) -> bytes:
     """Everything in front of the data; a function of its arguments, so that a reader can demand exactly these bytes."""
-    end = _kv_bytes(header)
+    end = sum(_layer_sizes(header))
+    is_raw = header.identity.codec == "raw"
+    kv = (DTYPES[header.identity.dtype], header.shape) if is_raw else ("U8", [end])
     entries = {
         "__metadata__": {"kvrag": header_json, "kvrag.xxh3": xxh3_128_hexdigest(header_json.encode())},
-        "kv": {"dtype": DTYPES[header.identity.dtype], "shape": header.shape, "data_offsets": [0, end]},
+        "kv": {"dtype": kv[0], "shape": kv[1], "data_offsets": [0, end]},
         "token_ids": {"dtype": "I64", "shape": [tokens], "data_offsets": [end, end + 8 * tokens]},
     }
     text = json.dumps(entries).encode()
@@ -124,7 +136,10 @@ def _preamble(header_json: str, header: PacketHeader, tokens: int) -> bytes:
 
 
 def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
-    """Header, start of the data in bytes, and number of token ids; allocates no more than the file is long."""
+    """Header, start of the data in bytes, and number of token ids; allocates no more than the file is long.
+
+    What it says the numbers take when they are expanded is at most as much longer as the codec is short: eight times.
+    """
     size = os.fstat(fd).st_size
     start = 8 + int.from_bytes(os.pread(fd, 8, 0), "little")
     if start > min(size, MAX_HEADER) or start % ALIGNMENT:
@@ -137,9 +152,13 @@ def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
         _corrupt(f"its header cannot be read: {type(error).__name__}: {str(error)[:200]}")
     if header.identity.dtype not in DTYPES:
         _corrupt(f"its dtype {header.identity.dtype[:40]!r} is unknown")
+    if header.identity.codec not in CODECS:
+        _corrupt(f"its codec {header.identity.codec[:40]!r} is unknown")
     if min(header.shape) < 1 or header.shape[1] != 2 or len(header.checksums) != header.shape[0]:
         _corrupt(f"its shape {header.shape} with {len(header.checksums)} checksums is impossible")
-    tokens, rest = divmod(size - start - _kv_bytes(header), 8)
+    if not all(0 <= layer < header.shape[0] for layer in header.raw_layers):
+        _corrupt(f"its raw layers {header.raw_layers[:8]} are not among its {header.shape[0]}")
+    tokens, rest = divmod(size - start - sum(_layer_sizes(header)), 8)
     if tokens < 0 or rest or preamble != _preamble(header_json, header, tokens):
         _corrupt(f"its header is not the one that belongs to a file of {size} bytes")
     return header, start, tokens
@@ -147,15 +166,22 @@ def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
 
 def _read_layers(fd: int, header: PacketHeader, start: int) -> torch.Tensor:
     """Keys and values straight into their memory, each layer hashed while it is still in the processor's cache."""
-    nbytes = _kv_bytes(header)
-    kv = _allocate(nbytes).view(getattr(torch, header.identity.dtype)).view(header.shape)
-    data, step = _bytes_of(kv), nbytes // header.shape[0]
+    dtype = getattr(torch, header.identity.dtype)
+    nbytes = prod(header.shape) * dtype.itemsize
+    kv = _allocate(nbytes).view(dtype).view(header.shape)
+    sizes = _layer_sizes(header)
+    begins = [start, *(start + end for end in accumulate(sizes))]
+    codec = CODECS[header.identity.codec]
 
     def read(layer: int) -> None:
-        view = data[layer * step : (layer + 1) * step]
-        _read_exactly(fd, view, start + layer * step)
+        in_place = codec.name == "raw" or layer in header.raw_layers
+        data = CODECS["raw"].encode(kv[layer]) if in_place else torch.empty(sizes[layer], dtype=torch.uint8)
+        view = _bytes_of(data)
+        _read_exactly(fd, view, begins[layer])
         if xxh3_128_hexdigest(view) != header.checksums[layer]:
             _corrupt(f"the checksum of layer {layer} is wrong")
+        if not in_place:
+            codec.decode(data, kv[layer])
 
     if nbytes < LARGE:
         for layer in range(header.shape[0]):
@@ -175,8 +201,11 @@ def _allocate(nbytes: int) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _kv_bytes(header: PacketHeader) -> int:
-    return prod(header.shape) * getattr(torch, header.identity.dtype).itemsize
+def _layer_sizes(header: PacketHeader) -> list[int]:
+    """Bytes of each layer in the file."""
+    shape, dtype = header.shape[1:], getattr(torch, header.identity.dtype)
+    size, raw = (CODECS[name].nbytes(shape, dtype) for name in (header.identity.codec, "raw"))
+    return [raw if layer in header.raw_layers else size for layer in range(header.shape[0])]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -155,6 +155,18 @@ def test_the_strategy_of_the_build_answers(documents, build, ask):
     assert (told["strategy"], told["cached_tokens"] > 0) == ("no-recompute", True)
 
 
+def test_the_codec_of_the_build_answers(documents, build, ask, kvrag, model):
+    build(documents)
+    build(documents, "--codec", "int8")
+    assert ask("goats", "--codec", "int8")["cached_tokens"] == ask("goats")["cached_tokens"] > 0
+    result = kvrag("ask", "goats", "--codec", "int4", "--model", model)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "packets" in result.stderr
+    result = kvrag("ask", "goats", "--codec", "zip", "--model", model)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "raw, int8, fp8, int4" in result.stderr
+
+
 def test_a_store_of_another_model_is_named(documents, build, kvrag, save_model):
     build(documents)
     result = kvrag("ask", "goats", "--model", save_model(1))

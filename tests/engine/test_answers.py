@@ -50,6 +50,22 @@ def test_one_leading_packet_generates_what_transformers_generates(engine):
     assert list(answer.token_ids) == out[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("codec", ["int8", "fp8", "int4"])
+def test_packets_of_another_codec_are_other_packets(new_engine, codec):
+    raw, coded = new_engine(computed_bytes=0), new_engine(codec=codec, computed_bytes=0)
+    raw.build(CHUNKS)
+    prompt = prompt_of(*CHUNKS)
+    assert coded.generate(prompt, max_new_tokens=1).usage.cached_tokens == 0
+    coded.build(CHUNKS)
+    answer = coded.generate(prompt, max_new_tokens=1)
+    assert answer.usage.cached_tokens == raw.generate(prompt, max_new_tokens=1).usage.cached_tokens > 0
+
+
+def test_an_unknown_codec_is_named(new_engine):
+    with pytest.raises(SettingsError, match="raw, int8, fp8, int4"):
+        new_engine(codec="zip")
+
+
 def test_usage_adds_up(engine):
     engine.build(CHUNKS)
     first = engine.generate(prompt_of(*CHUNKS[:3]), max_new_tokens=4).usage

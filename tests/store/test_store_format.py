@@ -2,6 +2,7 @@ import json
 import os
 import struct
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from xxhash import xxh3_128_hexdigest
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.packet import Identity, Packet, Recipe, Scope
 from kvrag.store import format
+from kvrag.store.codecs import CODECS
 from kvrag.store.format import read_header, read_packet, write_packet
 
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
@@ -231,15 +233,27 @@ def test_a_hostile_file_is_corrupt_and_allocates_nothing(tmp_path, monkeypatch, 
         {"shape": (1, 2, 6, 5, 4)},
         {"checksums": ()},
         {"namespace": "n" * (1 << 20)},
+        {"raw_layers": (3,)},
+        {"raw_layers": (-1,)},
     ],
-    ids=["negative", "empty", "three halves", "too many checksums", "too few checksums", "huge header"],
+    ids=[
+        "negative",
+        "empty",
+        "three halves",
+        "too many checksums",
+        "too few checksums",
+        "huge header",
+        "raw",
+        "raw -1",
+    ],
 )
 def test_a_header_that_agrees_with_itself_must_still_make_sense(path, packet, change):
     header = read_header(path).model_copy(update=change)
-    data = raw(packet)[: max(0, format._kv_bytes(header))].ljust(format._kv_bytes(header))
+    size = sum(format._layer_sizes(header))
+    data = raw(packet)[: max(0, size)].ljust(size)
     preamble = format._preamble(header.model_dump_json(), header, len(packet.token_ids))
     path.write_bytes(preamble + data + packet.token_ids.tobytes())
-    with pytest.raises(CorruptPacketError, match="claims|impossible"):
+    with pytest.raises(CorruptPacketError, match="claims|impossible|raw layers"):
         read_packet(path, key=packet.key)
 
 
@@ -254,7 +268,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
-FIELDS = st.sampled_from(["key", "identity", "recipe", "namespace", "shape", "checksums", "created"])
+FIELDS = st.sampled_from(["key", "identity", "recipe", "namespace", "shape", "checksums", "created", "raw_layers"])
 ENTRIES = st.sampled_from(["__metadata__", "kv", "token_ids", "x"])
 
 
@@ -300,3 +314,66 @@ def test_a_packet_that_contradicts_itself_is_not_written(tmp_path, changes, mess
 def test_a_header_that_cannot_be_read_back_is_not_written(tmp_path, namespace, message):
     with pytest.raises(StoreError, match=message):
         write(tmp_path / "packet", toy_packet(scope=Scope(SCOPE.identity, SCOPE.recipe, namespace)))
+
+
+def coded(codec, shape=(3, 2, 2, 40, 6), dtype="bfloat16", outlier=0.0):
+    """A packet of normal numbers, and one layer with a channel that is far larger."""
+    scope = Scope(identity_with(codec=codec, dtype=dtype), Recipe())
+    kv = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    kv[1, 0, :, :, 3] *= 1 + outlier
+    ids = np.arange(shape[3])
+    return Packet(scope.key(ids), scope, ids, kv.to(getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("codec", "error"), [("int8", 0.02), ("fp8", 0.05), ("int4", 0.2)])
+def test_a_codec_takes_fewer_bytes_and_gives_nearly_the_same(path, codec, error, dtype):
+    packet = coded(codec, dtype=dtype)
+    with path.open("wb") as file:
+        assert write_packet(file.fileno(), packet).raw_layers == ()
+    again = read_packet(path, key=packet.key)
+    assert again.kv.dtype == packet.kv.dtype
+    assert (again.kv.float() - packet.kv.float()).square().mean().sqrt() < error
+    assert path.stat().st_size < 4096 + 8 * 40 + 0.8 * packet.nbytes
+    with safe_open(path, "pt") as file:
+        assert file.get_tensor("token_ids").tolist() == packet.token_ids.tolist()
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp8", "int4"])
+def test_a_layer_that_a_codec_would_damage_is_stored_as_it_is(path, codec):
+    """As Qwen2's first and last ones: a key channel that is hundreds of times larger than the others."""
+    packet = coded(codec, shape=(3, 2, 2, 40, 32), outlier=400.0)
+    packet.kv[1, 0, :, :, 4] *= 400
+    with path.open("wb") as file:
+        assert write_packet(file.fileno(), packet).raw_layers == (1,)
+    assert torch.equal(read_packet(path, key=packet.key).kv[1], packet.kv[1])
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp8", "int4"])
+def test_numbers_that_are_not_finite_stay_what_they_are(path, codec):
+    packet = coded(codec)
+    packet.kv[2, 1, 0, 0, 0] = torch.inf
+    with path.open("wb") as file:
+        assert write_packet(file.fileno(), packet).raw_layers == (2,)
+    assert torch.equal(read_packet(path, key=packet.key).kv[2], packet.kv[2])
+
+
+def test_an_unknown_codec_is_refused_before_anything_is_written(path):
+    with path.open("wb") as file, pytest.raises(StoreError, match="raw, int8, fp8, int4"):
+        write_packet(file.fileno(), coded("zip"))
+
+
+@pytest.mark.parametrize("codec", ["raw", "int8", "fp8", "int4"])
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_shape_survives_a_codec(codec, data):
+    """Odd sizes, zeros and tiny numbers: bytes as announced, and an error within one step of the coarsest scale."""
+    shape = tuple(data.draw(st.tuples(st.just(2), st.integers(1, 3), st.integers(1, 70), st.integers(1, 40))))
+    size = data.draw(st.sampled_from([0.0, 1e-6, 1.0, 1e4]))
+    layer = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9)))) * size
+    stored = CODECS[codec].encode(layer)
+    assert stored.numel() == CODECS[codec].nbytes(shape, layer.dtype)
+    again = torch.full(shape, torch.nan)
+    CODECS[codec].decode(stored, again)
+    step = {"raw": 0.0, "int8": 1 / 254, "fp8": 1 / 28, "int4": 1 / 14}[codec]
+    assert (again - layer).abs().max() <= step * layer.abs().max() + (0 if codec == "raw" else 1e-4)
