@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvrag.cli.app import app
-from kvrag.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelOption
+from kvrag.cli.options import AdapterOption, CodecOption, DeviceOption, DtypeOption, ModelOption
 from kvrag.cli.terminal import check_folders, printable, quiet, results, warn, write_json
 from kvrag.errors import DataError, SettingsError
 
@@ -35,6 +35,7 @@ def quality(
     ],
     model: ModelOption = "demo",
     adapter: AdapterOption = "auto",
+    codec: CodecOption = "raw",
     methods: Annotated[str, typer.Option("--methods", help="Strategies to compare, with commas between.")] = (
         "kv-packet,no-recompute,full-recompute"
     ),
@@ -76,8 +77,10 @@ def quality(
         from kvrag.evaluation.report import QualityReport, Setup
         from kvrag.progress import progress_bar
         from kvrag.sources import open_model
+        from kvrag.store.codecs import codec_from_name
 
-        check_backend(backend)  # what is wrong shall not cost the loading of a model
+        codec_from_name(codec)
+        check_backend(backend, codec)  # what is wrong shall not cost the loading of a model
         if chart is not None:
             check_plotting()
         compared = methods_from_names([name.strip() for name in methods.split(",") if name.strip()])
@@ -86,7 +89,8 @@ def quality(
         with Console(stderr=True).status("loading the model"):
             folder = stack.enter_context(TemporaryDirectory(prefix="kvrag-eval-"))
             loaded = open_model(model, device, dtype)
-            engine = stack.enter_context(PacketEngine.from_pretrained(loaded, store=folder, adapter=adapter))
+            opened = PacketEngine.from_pretrained(loaded, store=folder, adapter=adapter, codec=codec)
+            engine = stack.enter_context(opened)
         window = Window(loaded, list(compared.values()), engine.adapter, max_new_tokens)
         answerer = AnswererChoice(engine, backend, max_new_tokens)
         report = QualityReport(Setup.of(engine), seed, max_new_tokens)

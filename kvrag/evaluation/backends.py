@@ -14,14 +14,16 @@ BACKENDS = ("auto", "batched", "engine")
 _ROOM = 1 << 30  # bytes of packets to keep in a store that only the measurement uses
 
 
-def check_backend(backend: str) -> None:
-    """Refuse an unknown backend.
+def check_backend(backend: str, codec: str = "raw") -> None:
+    """Refuse an unknown backend, and one that meets no stored packets where their codec is what matters.
 
     Raises:
         SettingsError: naming those there are.
     """
     if backend not in BACKENDS:
         raise SettingsError(f"expected a backend out of {', '.join(BACKENDS)}, found {backend!r}")
+    if backend == "batched" and codec != "raw":
+        raise SettingsError(f"expected the backend engine for codec {codec}, found batched, which stores no packets")
 
 
 class AnswererChoice:
@@ -30,17 +32,17 @@ class AnswererChoice:
     Args:
         engine: to run on, with a store that nobody else uses.
         backend: "engine" answers one case after the other by the parts that serve; "batched" many in one pass, and is
-            what "auto" takes.
+            what "auto" takes, unless packets have a codec that makes stored ones differ.
         max_new_tokens: of an answer.
 
     Raises:
-        SettingsError: an unknown backend.
+        SettingsError: as from `check_backend`.
     """
 
     def __init__(self, engine: PacketEngine, backend: str, max_new_tokens: int) -> None:
-        check_backend(backend)
+        check_backend(backend, engine.codec)
         self._answerer: Answerer
-        if backend == "engine":
+        if backend == "engine" or engine.codec != "raw":
             self._answerer = EngineAnswerer(engine, max_new_tokens, room=_ROOM)
         else:
             self._answerer = BatchedAnswerer(engine.model, engine.adapter, max_new_tokens)

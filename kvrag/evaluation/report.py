@@ -22,6 +22,7 @@ class Setup:
         dtype: of weights, keys and values.
         adapter: the first 16 characters of its digest, or "untrained".
         date: of the measurement, ISO 8601.
+        codec: of the packets.
     """
 
     model: str
@@ -29,13 +30,15 @@ class Setup:
     dtype: str
     adapter: str
     date: str
+    codec: str = "raw"
 
     @classmethod
     def of(cls, engine: PacketEngine) -> Self:
         """The engine's, today."""
         model, adapter = engine.model, engine.adapter
         digest = "untrained" if adapter is None else adapter.digest[:16]
-        return cls(model.name, model.device_name, str(model.dtype).removeprefix("torch."), digest, str(date.today()))
+        dtype = str(model.dtype).removeprefix("torch.")
+        return cls(model.name, model.device_name, dtype, digest, str(date.today()), engine.codec)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_json_is_one_object_and_the_file_holds_the_same(quality, tmp_path):
     assert {row["template"] for row in told["rows"]} == {"raw"}
     assert [row["passages"] for row in told["rows"]] == [2, 2, 2, 3, 3, 3]
     assert (told["seed"], told["max_new_tokens"], told["adapter"]) == (0, 4, "untrained")
-    assert set(told) == {"model", "device", "dtype", "adapter", "date", "seed", "max_new_tokens", "rows"}
+    assert set(told) == {"model", "device", "dtype", "adapter", "codec", "date", "seed", "max_new_tokens", "rows"}
 
 
 def test_a_killed_run_keeps_what_it_had(quality, tmp_path, monkeypatch):
@@ -95,6 +95,8 @@ def test_prompts_that_never_fit_are_a_warning(quality):
         (["--methods", "magic"], 2, "expected a strategy out of"),
         (["--template", "runes"], 2, "expected the name of a template: raw"),
         (["--backend", "quantum"], 2, "expected a backend out of auto"),
+        (["--codec", "int8", "--backend", "batched"], 2, "expected the backend engine for codec int8"),
+        (["--codec", "zip"], 2, "raw, int8, fp8, int4"),
         (["--dtype", "int4"], 2, "expected a dtype out of auto, float32, bfloat16"),
         (["--passages", "0"], 2, "--passages"),
         (["--data", "nowhere.json"], 1, "expected a file or a folder at nowhere.json"),
