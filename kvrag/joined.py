@@ -45,8 +45,8 @@ class _Joined(torch.nn.Linear):
         return output[..., self.begin : self.begin + self.out_features]
 
 
-def join_linears(modules: list[torch.nn.Module], run: Callable[[], Any]) -> int:
-    """Join the linear layers that a pass calls one after another with the same input; how many groups there are.
+def join_linears(modules: list[torch.nn.Module], run: Callable[[], Any]) -> None:
+    """Join the linear layers that a pass calls one after another with the same input.
 
     Their weights become views of one matrix: no value changes, and no memory is taken beyond one group's while it is
     moved. Layers of other classes than PyTorch's own, and those that a pass calls twice, stay alone.
@@ -74,11 +74,10 @@ def join_linears(modules: list[torch.nn.Module], run: Callable[[], Any]) -> int:
             groups[-1].append(module)
         else:
             groups.append([module])
-    groups = [group for group in groups if len(group) > 1]
     with torch.inference_mode(False), torch.no_grad():
         for group in groups:
-            _join(group)
-    return len(groups)
+            if len(group) > 1:
+                _join(group)
 
 
 def _join(group: list[torch.nn.Linear]) -> None:

@@ -6,7 +6,7 @@ numbers are rounded, so their own rounding costs nothing.
 
 Some models have a few key channels that are hundreds of times larger than the others (Qwen2's first and last layers, by
 the bias of their key projection). Steps wide enough for these erase the others, so a layer that a codec would damage is
-stored as it is: `suits` says which.
+stored as it is: `encode_intact` says which.
 """
 
 from abc import ABC, abstractmethod
@@ -44,18 +44,18 @@ class Codec(ABC):
     def decode(self, data: torch.Tensor, layer: torch.Tensor) -> None:
         """Fill a contiguous layer from `[nbytes]` uint8."""
 
-    def suits(self, layer: torch.Tensor) -> bool:
-        """Whether a layer keeps its meaning: the error is small beside what most of its numbers are."""
+    def encode_intact(self, layer: torch.Tensor) -> torch.Tensor | None:
+        """`encode`, or None if the layer would lose its meaning: the error is not small beside most of its numbers."""
         if not torch.isfinite(layer).all():
-            return False
-        decoded = torch.empty_like(layer)
-        self.decode(self.encode(layer), decoded)
+            return None
+        stored, decoded = self.encode(layer), torch.empty_like(layer)
+        self.decode(stored, decoded)
         for half, again in zip(layer.float(), decoded.float(), strict=True):
             flat = half.reshape(-1)
             median = flat[:: max(1, flat.numel() // _SAMPLED)].abs().median()
             if not (half - again).square().mean().sqrt() <= _TOLERATED * median:
-                return False
-        return True
+                return None
+        return stored
 
 
 class _Raw(Codec):
@@ -70,8 +70,8 @@ class _Raw(Codec):
     def decode(self, data: torch.Tensor, layer: torch.Tensor) -> None:
         layer.reshape(-1).view(torch.uint8).copy_(data)
 
-    def suits(self, layer: torch.Tensor) -> bool:
-        return True
+    def encode_intact(self, layer: torch.Tensor) -> torch.Tensor:
+        return self.encode(layer)
 
 
 class _ByToken(Codec):

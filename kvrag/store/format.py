@@ -28,7 +28,7 @@ from xxhash import xxh3_128_hexdigest
 
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.packet import Packet, PacketHeader, PacketKey
-from kvrag.store.codecs import CODECS, codec_from_name
+from kvrag.store.codecs import CODECS
 
 __all__ = ["read_header", "read_packet", "write_packet"]
 
@@ -51,11 +51,10 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
     ids = np.ascontiguousarray(packet.token_ids, dtype="<i8")
     _check_writable(packet, ids)
     layer_count, _, heads, rows, channels = kv.shape
-    codec = codec_from_name(packet.scope.identity.codec)
-    raw_layers = tuple(number for number, layer in enumerate(kv) if not codec.suits(layer))
-    layers = [
-        _bytes_of((CODECS["raw"] if number in raw_layers else codec).encode(layer)) for number, layer in enumerate(kv)
-    ]
+    codec = CODECS[packet.scope.identity.codec]
+    encoded = [codec.encode_intact(layer) for layer in kv]
+    raw_layers = tuple(number for number, layer in enumerate(encoded) if layer is None)
+    layers = [_bytes_of(raw if layer is None else layer) for raw, layer in zip(kv, encoded, strict=True)]
     header = PacketHeader(
         key=packet.key,
         identity=packet.scope.identity,
@@ -175,7 +174,7 @@ def _read_layers(fd: int, header: PacketHeader, start: int) -> torch.Tensor:
 
     def read(layer: int) -> None:
         in_place = codec.name == "raw" or layer in header.raw_layers
-        data = CODECS["raw"].encode(kv[layer]) if in_place else torch.empty(sizes[layer], dtype=torch.uint8)
+        data = kv[layer] if in_place else torch.empty(sizes[layer], dtype=torch.uint8)
         view = _bytes_of(data)
         _read_exactly(fd, view, begins[layer])
         if xxh3_128_hexdigest(view) != header.checksums[layer]:
