@@ -25,11 +25,15 @@ class Sampler:
         settings: of the answer.
         prompt_ids: token ids of the whole prompt, for the repetition penalty.
         device: of the logits.
+
+    Attributes:
+        takes_highest: whether the token of the highest logit is taken, whatever came before.
     """
 
     def __init__(self, settings: Sampling, prompt_ids: Sequence[int], device: torch.device) -> None:
         self._ids = list(prompt_ids)
         self._greedy = settings.temperature == 0
+        self.takes_highest = self._greedy and settings.repetition_penalty == 1.0
         self._processors = LogitsProcessorList()
         if settings.repetition_penalty != 1.0:
             self._processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))

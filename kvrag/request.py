@@ -67,11 +67,22 @@ class Request:
         position = self.prepared.end + len(self.tokens) - 1
         return Rows(self.plan.lane, self.tokens[-1:], [position])
 
-    def accept(self, logits: torch.Tensor, model: LanguageModel) -> None:
-        """Sample from logits `[vocab]`, deliver the new text and notice the end."""
+    @property
+    def takes_highest(self) -> bool:
+        """Whether the next token is that of the highest logit."""
+        return self._sampler is not None and self._sampler.takes_highest
+
+    def accept(self, logits: torch.Tensor, highest: int, model: LanguageModel) -> None:
+        """Sample, deliver the new text and notice the end.
+
+        Args:
+            logits: `[vocab]`.
+            highest: the token of the highest, if `takes_highest`.
+            model: whose tokens they are.
+        """
         assert self._sampler is not None, "rows come before logits"
         assert self._text is not None
-        token = self._sampler(logits)
+        token = highest if self.takes_highest else self._sampler(logits)
         self.tokens.append(token)
         self._last = time.perf_counter()
         self._first = self._first or self._last

@@ -49,13 +49,15 @@ def step(
         return waiting
     try:
         logits = model.forward(rows)
+        wanted = any(request.takes_highest for request in running)
+        highest = logits.argmax(-1).tolist() if wanted else [-1] * len(running)  # one wait for all of them
     except Exception as error:
         for request in running:
             request.fail(error)
         return waiting
-    for request, of_request in zip(running, logits, strict=True):
+    for request, of_request, token in zip(running, logits, highest, strict=True):
         try:
-            request.accept(of_request, model)
+            request.accept(of_request, token, model)
             if request.finished and request.prepared.keeps_computed and request.plan is not None:
                 remember(request.plan, states, request.tokens)
         except Exception as error:

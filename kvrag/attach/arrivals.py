@@ -17,9 +17,13 @@ class Arrivals:
     Args:
         layers: of the model.
         device: where to; elsewhere than on a GPU copies are done at once.
+
+    Attributes:
+        moves: how often packets that had arrived were moved; places known from before are stale.
     """
 
     def __init__(self, layers: int, device: torch.device) -> None:
+        self.moves = 0
         self._layers = layers
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._events: list[torch.cuda.Event] = []

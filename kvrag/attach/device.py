@@ -1,5 +1,6 @@
 """A pass whose attention runs on a GPU, by kernels that find their work in device memory."""
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["SIZES", "DevicePass", "DeviceWorks", "PlainPass"]
 
 SIZES = (1, 16, 32, 64, 128)
 """Rows of passes that are recorded."""
+
+_STEPS = 64  # single rows until the work is divided anew, since the requests' own keys grow
 
 
 class DeviceWorks:
@@ -42,6 +45,7 @@ class DeviceWorks:
         self.anchor = torch.zeros(2 * geometry.head_dim, dtype=dtype, device=device)
         self._half = len(rope.inv_freq)
         self._works: dict[int, DeviceWork] = {}
+        self._step: _Step | None = None
 
     @classmethod
     def of(cls, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> "DeviceWorks | None":
@@ -54,6 +58,7 @@ class DeviceWorks:
         self, rows: int, readers: np.ndarray, scales: np.ndarray, table: AttentionTable, places: np.ndarray
     ) -> DeviceWork:
         """Buffers for at least `rows` rows that hold this work, larger ones if it does not fit."""
+        self._step = None
         size = next((size for size in SIZES if rows <= size), 1 << (rows - 1).bit_length())
         padded = np.zeros((size, 4), np.int64)
         padded[:, 1] = self.geometry.head_dim  # rows that fill a recorded pass up write into the anchor
@@ -67,6 +72,18 @@ class DeviceWorks:
             work.fill(readers, scales, table, padded)
         return work
 
+    def began(self, lanes: Sequence[Lane], work: DeviceWork) -> None:
+        """Remember a pass of one row a lane, which the next one may continue."""
+        self._step = _Step(lanes, work, self.arrivals.moves)
+
+    def advanced(self, lanes: Sequence[Lane]) -> DeviceWork | None:
+        """The buffers for one more row of the same lanes, which a few additions make; None if all is to be planned."""
+        step = self._step
+        if step is None or not step.leads_to(lanes, self.arrivals.moves):
+            return None
+        step.work.advance(len(lanes))
+        return step.work
+
     def _make(self, rows: int, capacity: dict[str, int]) -> DeviceWork:
         g = self.geometry
         group = g.heads // g.kv_heads
@@ -75,6 +92,30 @@ class DeviceWorks:
         )
         self._works[rows] = work
         return work
+
+
+class _Step:
+    """A pass of one row a lane, and how often it has been continued."""
+
+    def __init__(self, lanes: Sequence[Lane], work: DeviceWork, moves: int) -> None:
+        self.work = work
+        self._lanes = [weakref.ref(lane) for lane in lanes]
+        self._known = self._state(lanes, moves)
+        self._steps = 0
+
+    def leads_to(self, lanes: Sequence[Lane], moves: int) -> bool:
+        """Whether a pass of one row each of these lanes is the next step."""
+        self._steps += 1
+        return (
+            self._steps < _STEPS
+            and len(lanes) == len(self._lanes)
+            and all(known() is lane for known, lane in zip(self._lanes, lanes, strict=True))
+            and self._state(lanes, moves, self._steps) == self._known
+        )
+
+    @staticmethod
+    def _state(lanes: Sequence[Lane], moves: int, steps: int = 0) -> tuple[int, list[tuple[object, ...]]]:
+        return moves, [(lane.length - steps, len(lane.extents), lane.place(0)) for lane in lanes]
 
 
 class DevicePass(LanePass):
@@ -95,6 +136,15 @@ class DevicePass(LanePass):
     def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks) -> None:
         super().__init__(lanes, rows)
         self.arrivals = works.arrivals
+        self.rows = sum(rows)
+        single = self.rows == len(lanes)
+        work = works.advanced(lanes) if single else None
+        self.work = work or self._planned(rope, works)
+        if single and work is None:
+            works.began(lanes, self.work)
+
+    def _planned(self, rope: Rope, works: DeviceWorks) -> DeviceWork:
+        """Buffers with the work of this pass."""
         turns: dict[int, int] = {0: 0}
         numbers: list[int] = []
         own: list[int] = []
@@ -113,8 +163,7 @@ class DevicePass(LanePass):
         _count_from(works.anchor, readers)
         places = self._places(readers[own], works.geometry.head_dim)
         table = AttentionTable((), *rope.angles(list(turns)[1:]))
-        self.rows = first
-        self.work = works.filled(first, readers, np.ones(len(readers), np.float32), table, places)
+        return works.filled(first, readers, np.ones(len(readers), np.float32), table, places)
 
     def _places(self, own: np.ndarray, head_dim: int) -> np.ndarray:
         """`[rows, 4]` where the lanes' next rows go, given the readers `[lanes, 10]` of their own blocks."""

@@ -97,6 +97,7 @@ class DevicePool:
         with self._lock:
             self.arrivals.wait_for_all()
             self.moves += any(address < self.nbytes for address in self._holes)  # packets lie behind a hole
+            self.arrivals.moves += 1
             distance = 0
             for (address, size), (end, _) in pairwise([*sorted(self._holes.items()), (self.capacity, 0)]):
                 distance += size

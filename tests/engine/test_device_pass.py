@@ -113,6 +113,48 @@ def test_several_requests_in_a_pass_equal_single_ones(models, tmp_path):
         torch.testing.assert_close(got, wanted, rtol=2e-4, atol=2e-4)
 
 
+def test_steps_over_the_same_packets_are_planned_once_in_a_while(models, monkeypatch):
+    """Whatever moves in between, every step sees what it is to see."""
+    plain, by_kernels = models
+    monkeypatch.setattr("kvrag.attach.device._STEPS", 5)
+    fills = Mock(side_effect=DeviceWorks.filled, autospec=True)
+    monkeypatch.setattr(DeviceWorks, "filled", lambda *args: fills(*args))
+    found = []
+    for model in models:
+        packet = model.new_lane(20)
+        model.forward([Rows(packet, list(range(5, 25)), range(20))])
+        block = Movable(packet.own(0, 20).clone())
+        lanes = []
+        for start, capacity in ((0, 3), (700, 20)):  # the first has to grow
+            lanes.append(model.new_lane(capacity))
+            lanes[-1].attach([Extent(block, start, 0)])
+        steps = []
+        for number in range(9):
+            if number == 7 and model is by_kernels:
+                block.move()
+                model.passes.works.arrivals.moves += 1
+            steps.append(model.forward([Rows(lane, [7 + number], [720 + number]) for lane in lanes]))
+        steps.append(model.forward([Rows(lane, [3], [740]) for lane in reversed(lanes)]))
+        found.append(torch.stack(steps))
+    torch.testing.assert_close(found[1], found[0], rtol=2e-4, atol=2e-4)
+    assert fills.call_count == 5  # at first, when a lane grew, when steps were enough, after the move, in another order
+
+
+class Movable:
+    """A block that is somewhere else from time to time; where it was, there is nothing."""
+
+    def __init__(self, kv):
+        self.kv = kv
+
+    def move(self):
+        before, self.kv = self.kv, self.kv.clone()
+        before.fill_(torch.nan)
+
+    @property
+    def place(self):
+        return Extent(self.kv, 0, 0).place
+
+
 def test_an_empty_lane_is_left_to_pytorch_and_others_are_not(models):
     _, model = models
     lane, other = model.new_lane(4), model.new_lane(4)

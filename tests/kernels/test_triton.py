@@ -24,6 +24,8 @@ from kvrag_kernels.packet_attention.readers import READER, place_of, readers_of
 from kvrag_kernels.packet_attention.work import CapacityError, plan_work
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FACTOR = 3.0 if DEVICE == "cuda" else 2.0
+"""A GPU's own power of two is off by two units in the last place, PyTorch's by one."""
 
 
 def on_device(inputs):
@@ -85,7 +87,7 @@ def test_any_number_of_rows_and_programs(rows):
     baseline = packet_attention_reference(*inputs, table, 0.1)
     for multiprocessors in (1, 9):
         got = packet_attention_triton(*on_device(inputs), table, 0.1, multiprocessors=multiprocessors)
-        assert_as_accurate_as(got.cpu(), baseline, oracle)
+        assert_as_accurate_as(got.cpu(), baseline, oracle, factor=FACTOR)
 
 
 def test_a_packet_may_stand_twice_in_a_prompt():
@@ -183,6 +185,31 @@ def test_buffers_serve_one_pass_after_another_and_leave_nothing():
         got = work.attend(padded, 0, 0.1)
         torch.testing.assert_close(got[:rows].cpu(), packet_attention_reference(*inputs, table, 0.1))
         assert (got[rows:] == 0).all()
+
+
+def test_a_step_is_the_last_one_and_one_key_more():
+    """Two requests over a packet, one with many keys of its own: work added to is work planned anew."""
+    torch.manual_seed(3)
+    q, packet, long, short = (torch.randn(2, n, 64, device=DEVICE) for n in (4, 70, 330, 9))
+    cos, sin = angles([100, 900], 32)
+    anchor = torch.zeros(16, device=DEVICE)
+
+    def filled(work, step):
+        own = long[:, : 300 + step], short[:, : 1 + step]
+        keys = [packet, own[0], packet, own[1]]
+        items = [AttentionItem(0, 1, 0), AttentionItem(0, 1, diagonal=299 + step)]
+        items += [AttentionItem(1, 2, 1), AttentionItem(1, 2, diagonal=step)]
+        table = AttentionTable(tuple(items), cos.float(), sin.float())
+        work.fill(*readers_of(anchor, keys, keys, table), table, np.zeros((2, 4), np.int64))
+
+    stepwise, anew = DeviceWork(anchor, 2, 2, 2, 64, 32), DeviceWork(anchor, 2, 2, 2, 64, 32)
+    filled(stepwise, 0)
+    for step in range(1, 8):
+        stepwise.advance(2)
+        filled(anew, step)
+        rows = q.unflatten(1, (2, 2)).transpose(0, 1).flatten(1, 2)
+        torch.testing.assert_close(stepwise.attend(rows, 0, 0.1), anew.attend(rows, 0, 0.1))
+        assert (stepwise.arrays["places"].view(2, 4)[:, :2] == 64 * step).all()
 
 
 def test_too_much_work_is_refused_and_nothing_is_changed():

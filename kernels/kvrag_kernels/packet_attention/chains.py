@@ -9,6 +9,7 @@ from kvrag_kernels.packet_attention.readers import READER
 __all__ = ["Chain", "chains_of"]
 
 _TOKENS, _GROUP, _FIRST, _LAST = map(READER.index, ("tokens", "group", "first", "last"))
+_REST = 64  # tokens that take a program less time than to begin
 
 
 @dataclass(slots=True)
@@ -53,11 +54,15 @@ class Chain:
         found[:, 0], found[:, 1] = number - before[lane] + self.begins[lane], lane
         return found
 
+    def items(self, length: int) -> int:
+        """How many items of `length` tokens; a short rest goes to the last of them instead of a program of its own."""
+        return max(1, -(-(self.total - max(_REST, length // 8)) // length))
+
     def cut(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where pieces begin: among the chain's tokens, the extent, and the token of the extent."""
         ends = self.readers[:, 0, _TOKENS].cumsum()
         starts = ends - self.readers[:, 0, _TOKENS]
-        at = np.concatenate((starts, np.arange(0, self.total, length)))
+        at = np.concatenate((starts, np.arange(0, self.items(length) * length, length)))
         at.sort()
         at = at[np.concatenate(([True], at[1:] != at[:-1]))]
         block = starts.searchsorted(at, "right") - 1

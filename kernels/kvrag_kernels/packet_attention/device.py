@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
+from kvrag_kernels.packet_attention.operator import attend_to_work, register
 from kvrag_kernels.packet_attention.table import AttentionTable
-from kvrag_kernels.packet_attention.tiles import tile_shape
+from kvrag_kernels.packet_attention.tiles import count_multiprocessors, is_hopper, tile_shape
 from kvrag_kernels.packet_attention.triton import (
     INTERPRETED,
     LOG2_E,
@@ -67,13 +67,13 @@ class DeviceWork:
         self.anchor = anchor
         self.rows = rows
         self.number = next(_numbers)
-        _works[self.number] = self
+        register(self.number, self)
         self._before = before
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
-        self._early = _is_hopper(device)
-        self._tile = tile_shape(rows, group, head_dim, hopper=self._early)
-        self._programs = self._tile.programs * (multiprocessors or _multiprocessors(device))
+        self._early = is_hopper(device)
+        self._tile = tile_shape(rows, group, head_dim, hopper=self._early, itemsize=anchor.itemsize)
+        self._programs = self._tile.programs * (multiprocessors or count_multiprocessors(device))
         sizes = {
             "counts": 2,
             "units": 256,
@@ -111,6 +111,7 @@ class DeviceWork:
             self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
             self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._growing = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self.arrays = {name: self._view(self._on_device, name) for name in self._offsets}
         self._to_fill = {name: self._view(self._staged, name).numpy() for name in self._offsets}
         for name, width in columns.items():
@@ -159,11 +160,32 @@ class DeviceWork:
         needed = {name: len(array) + (name in _OF_NO_TURN) for name, array in arrays.items()} | {"parts": work.parts}
         if any(self.capacity[name] < count for name, count in needed.items()):
             raise CapacityError(needed)
-        if self._copied is not None:
-            self._copied.synchronize()  # the last copy has read what is written over now
+        self._wait_until_sent()
         for name, array in arrays.items():
             self._to_fill[name][: len(array)] = array
         self._to_fill["group_bias"][: len(table.group_bias)] *= np.float32(LOG2_E)  # the kernels' base is 2
+        self._send()
+        self._growing = work.growing()
+
+    def advance(self, rows: int) -> None:
+        """Put the next step of a pass of single rows into the buffers, each of which sees one more key of its own.
+
+        Args:
+            rows: of the pass; all of them continue the request that had the row in the pass before.
+        """
+        self._wait_until_sent()
+        pieces, lanes = self._growing
+        self._to_fill["pieces"][pieces, 0] += 1
+        self._to_fill["lanes"][lanes, 1] += 1
+        self._to_fill["places"][:rows, :2] += self._head_dim
+        self._send()
+
+    def _wait_until_sent(self) -> None:
+        """Until the last copy has read what is written over next."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _send(self) -> None:
         self._on_device.copy_(self._staged, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
@@ -218,32 +240,5 @@ class DeviceWork:
         return buffer[begin : begin + size].view(kind)
 
 
-_works: "WeakValueDictionary[int, DeviceWork]" = WeakValueDictionary()
-
-
-@torch.library.custom_op("kvrag::attend_to_work", mutates_args=())
-def attend_to_work(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, number: int, layer: int, scaling: float
-) -> torch.Tensor:
-    """`DeviceWork.pass_layer` as an operator that compilers do not look into.
-
-    What it writes besides its result, only later layers and passes read, through the same buffers.
-    """
-    return _works[number].pass_layer(query, key, value, layer, scaling)
-
-
-@attend_to_work.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, number: int, layer: int, scaling: float):
-    return torch.empty(query.shape, dtype=query.dtype, device=query.device)
-
-
 def _padded(head_dim: int) -> int:
     return 1 << (head_dim - 1).bit_length()
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,8 +1,10 @@
 """How a program works on a unit of packet attention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["TileShape", "tile_shape"]
+import torch
+
+__all__ = ["TileShape", "count_multiprocessors", "is_hopper", "tile_shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class TileShape:
     programs: int
 
 
-def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileShape:
+def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool, itemsize: int = 2) -> TileShape:
     """The tile for passes of `rows` rows: as large as registers allow without spilling, which offline tests check.
 
     Args:
@@ -32,7 +34,11 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileSha
         group: query heads to a KV head.
         head_dim: D.
         hopper: compute capability 9.0 or later.
+        itemsize: bytes of a key's number.
     """
+    if itemsize > 2:
+        half = tile_shape(rows, group, head_dim, hopper=hopper)
+        return replace(half, block_tokens=max(16, half.block_tokens // 2))
     wanted = rows * group
     wide = head_dim > 128
     even = head_dim in (64, 128) and group & (group - 1) == 0
@@ -46,3 +52,13 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool) -> TileSha
     if not (hopper and even):
         return TileShape(64, tokens, 8, 3, 1)
     return TileShape(64, tokens, 4, 3, 2) if wanted <= 128 else TileShape(128, tokens, 8, 3, 1)
+
+
+def count_multiprocessors(device: torch.device) -> int:
+    """How many the device has; 4 of a CPU, whose interpreter has none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether the device has compute capability 9.0 or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

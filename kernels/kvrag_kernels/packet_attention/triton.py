@@ -269,6 +269,8 @@ def write_rows(
     head = tl.program_id(1)
     d = tl.arange(0, PADDED)
     to = layer.to(tl.int64) * tl.load(places + row * 4 + 3) + head * tl.load(places + row * 4 + 2)
+    if EARLY:
+        gdc_wait()
     k = tl.load(key + row * key_row + head * key_head + d, mask=d < D)
     v = tl.load(value + row * value_row + head * value_head + d, mask=d < D)
     tl.store(anchor + (to + tl.load(places + row * 4)) + d, k, mask=d < D)

@@ -54,6 +54,13 @@ class Work:
         """All arrays by name."""
         return {name: getattr(self, name) for name in _ARRAYS}
 
+    def growing(self) -> tuple[np.ndarray, np.ndarray]:
+        """In a pass of single rows, the pieces that the next keys go to, and the lanes whose bounds move with them."""
+        lane = self.pieces[:, 1]
+        own = np.flatnonzero(self.lanes[lane, 1] < EVERY)
+        first_row, bound, _ = self.lanes[lane[own]].T
+        return own[first_row + bound == self.pieces[own, 0]], lane[own]
+
 
 _ARRAYS = tuple(field.name for field in fields(Work) if field.name != "parts")
 
@@ -105,7 +112,7 @@ def plan_work(
 def _of_chain(chain: Chain, length: int, rows: int, head_dim: int, groups: int, unit_rows: int) -> Work:
     """A chain's work, as if there were no other; with several lanes, runs are in the order of the lanes."""
     at, block, inside = chain.cut(length)
-    count, blocks = -(-chain.total // length), -(-chain.width // unit_rows)
+    count, blocks = chain.items(length), -(-chain.width // unit_rows)
     number, entry = np.arange(count), np.arange(chain.width)
     units = np.empty((count, blocks, 2), np.int32)
     units[:, :, 0] = number[:, None]
