@@ -50,7 +50,8 @@ def main() -> None:
         for way in ways:
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--store", f"{folder}/packets"]
             running.append(subprocess.Popen([*command, "--out", f"{folder}/{way}.json"]))
-        if any([process.wait() for process in running]):
+        codes = [process.wait() for process in running]
+        if any(codes):
             sys.exit("one of the ways failed")
         found = {way: json.loads(Path(folder, f"{way}.json").read_text()) for way in ways}
     pairs = [("cpu", "eager"), ("cpu", "graphed"), ("eager", "graphed")]
