@@ -35,8 +35,8 @@ __all__ = ["read_header", "read_packet", "write_packet"]
 ALIGNMENT = 4096
 MAX_HEADER = 1 << 20
 PIECE = 256 << 10  # bytes that are hashed while they are still in a core's own cache
-SHARE = 4 << 20  # bytes that are worth a thread; beyond some threads the memory is what takes time
-MOST_THREADS = 8
+SHARE = 5 << 20  # bytes that are worth a thread
+THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
 StrPath = str | os.PathLike[str]
@@ -90,12 +90,7 @@ def read_header(path: StrPath) -> PacketHeader:
 
 
 def read_packet(path: StrPath, *, key: PacketKey, allocate: Allocator | None = None) -> Packet:
-    """Read and check the packet file at `path`, which must hold the packet `key`.
-
-    Args:
-        path: of the file.
-        key: of the packet.
-        allocate: gives the memory that keys and values are read into; by default memory of its own.
+    """Read and check the packet file at `path`, which must hold `key`, into memory of its own or what `allocate` gives.
 
     Raises:
         CorruptPacketError: any byte is not what was written, or it is another packet.
@@ -171,37 +166,34 @@ def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
 
 
 def _read_layers(fd: int, header: PacketHeader, start: int, allocate: Allocator) -> torch.Tensor:
-    """Keys and values straight into their memory, hashed piece by piece on the way."""
-    dtype = getattr(torch, header.identity.dtype)
-    nbytes = prod(header.shape) * dtype.itemsize
-    kv = allocate(nbytes).view(dtype).view(header.shape)
+    """Keys and values straight into their memory, hashed on the way while they are in a core's own cache."""
+    dtype, layers = getattr(torch, header.identity.dtype), header.shape[0]
+    kv = allocate(prod(header.shape) * dtype.itemsize).view(dtype).view(header.shape)
+    memory, expanded = _bytes_of(kv), kv[0].nbytes
     sizes = _layer_sizes(header)
     begins = [start, *(start + end for end in accumulate(sizes))]
     codec = CODECS[header.identity.codec]
+    together = max(1, PIECE // expanded) if codec.name == "raw" else 1  # layers a read; small ones cost more calls
 
-    def read(layer: int) -> None:
-        in_place = codec.name == "raw" or layer in header.raw_layers
-        data = kv[layer] if in_place else torch.empty(sizes[layer], dtype=torch.uint8)
-        if _read_hashed(fd, _bytes_of(data), begins[layer]) != header.checksums[layer]:
-            _corrupt(f"the checksum of layer {layer} is wrong")
-        if not in_place:
-            codec.decode(data, kv[layer])
+    def read(run: range) -> None:
+        in_place = codec.name == "raw" or run.start in header.raw_layers
+        stored = None if in_place else torch.empty(sizes[run.start], dtype=torch.uint8)
+        view = memory[run.start * expanded : run.stop * expanded] if stored is None else _bytes_of(stored)
+        checksums = _read_hashed(fd, view, begins[run.start], len(run))
+        for layer, checksum in zip(run, checksums, strict=True):
+            if checksum != header.checksums[layer]:
+                _corrupt(f"the checksum of layer {layer} is wrong")
+        if stored is not None:
+            codec.decode(stored, kv[run.start])
 
-    threads = min(_cores(), MOST_THREADS, nbytes // SHARE)
+    runs = [range(first, min(first + together, layers)) for first in range(0, layers, together)]
+    threads = min(THREADS, len(memory) // SHARE)
     if threads < 2:
-        for layer in range(header.shape[0]):
-            read(layer)
+        list(map(read, runs))
     else:
-        with ThreadPoolExecutor(
-            threads, thread_name_prefix="kvrag-read"
-        ) as pool:  # reading and hashing release the GIL
-            list(pool.map(read, range(header.shape[0])))
+        with ThreadPoolExecutor(threads, thread_name_prefix="kvrag-read") as pool:  # what they do releases the GIL
+            list(pool.map(read, runs))
     return kv
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _layer_sizes(header: PacketHeader) -> list[int]:
@@ -220,14 +212,18 @@ def _write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _read_hashed(fd: int, data: memoryview, offset: int) -> str:
-    """Fill `data` from the file and return its checksum."""
+def _read_hashed(fd: int, data: memoryview, offset: int, layers: int) -> list[str]:
+    """Fill `data` from the file and return the checksums of its layers, which are equally long."""
+    if layers > 1:
+        _read_exactly(fd, data, offset)
+        size = len(data) // layers
+        return [xxh3_128_hexdigest(data[begin : begin + size]) for begin in range(0, len(data), size)]
     checksum = xxh3_128()
     for begin in range(0, len(data), PIECE):
         piece = data[begin : begin + PIECE]
         _read_exactly(fd, piece, offset + begin)
         checksum.update(piece)
-    return checksum.hexdigest()
+    return [checksum.hexdigest()]
 
 
 def _read_exactly(fd: int, data: memoryview, offset: int) -> None:
