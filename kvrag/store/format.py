@@ -54,7 +54,8 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
     _check_writable(packet, ids)
     layer_count, _, heads, rows, channels = kv.shape
     codec = CODECS[packet.scope.identity.codec]
-    encoded = [codec.encode_intact(layer) for layer in kv]
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="kvrag-write") as pool:
+        encoded = list(pool.map(codec.encode_intact, kv))
     raw_layers = tuple(number for number, layer in enumerate(encoded) if layer is None)
     layers = [_bytes_of(raw if layer is None else layer) for raw, layer in zip(kv, encoded, strict=True)]
     header = PacketHeader(
