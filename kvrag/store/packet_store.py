@@ -95,6 +95,17 @@ class PacketStore:
         if found and not self._index.add_texts(scope.digest, key, [found]):
             raise StoreError(f"expected packet {key} in this scope, found none: put it before registering its texts")
 
+    def expect(self, scope: Scope, texts: Iterable[tuple[str, PacketKey]]) -> None:
+        """Make texts known that lead to packets which do not exist yet; those under 32 characters are skipped.
+
+        A matcher finds them, and their packets are missing until somebody puts them.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        found = [(known, key) for text, key in texts if (known := fingerprint(text))]
+        self._index.expect(scope.digest, found)
+
     def find(self, scope: Scope, digest: bytes) -> PacketKey | None:
         """The packet that the text with this sha256 leads to within a scope."""
         return self._index.find(scope.digest, digest)
