@@ -22,6 +22,7 @@ class BuildReport:
 
     Attributes:
         built: packets computed and stored.
+        registered: texts that are known now and get their packet when prompts ask for it.
         existing: texts whose packet was there already.
         too_short: texts under 32 characters, which get no packet and are always computed as text.
         rejected: (beginning of the text, reason) for texts that cannot have a packet.
@@ -31,6 +32,7 @@ class BuildReport:
     """
 
     built: int = 0
+    registered: int = 0
     existing: int = 0
     too_short: int = 0
     rejected: list[tuple[str, str]] = field(default_factory=list)

@@ -12,11 +12,13 @@ from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
 from kvrag.builder import BuildReport, Chunk, batches, encode_batch, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
+from kvrag.deferred import DeferredBuilds
 from kvrag.errors import KVRagError, PromptError, PromptTooLongError
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
 from kvrag.packet import Scope
 from kvrag.plan import Prepared
+from kvrag.policy import policy_from_name
 from kvrag.probe import check_movable
 from kvrag.progress import progress_bar
 from kvrag.reader import PromptReader
@@ -54,6 +56,9 @@ class PacketEngine:
         namespace: a tenant's; packets of one namespace are invisible in another.
         codec: how packets are stored: "raw", "int8", "fp8" or "int4" (see `kvrag.store.codecs`). Packets of another
             codec are other packets.
+        policy: when packets are built: "eager" (by `build`), "on-first-use" (when the first prompt with a text has been
+            answered) or "hot-set" (after two of them; "hot-set=N" after N). Without "eager", `build` only makes texts
+            known as documents.
         computed_bytes: of keys and values to keep from earlier prompts, for prompts that begin the same way.
         device_memory: bytes on a GPU to keep packets in; by default 0.4 of what is free.
         cuda_graphs: on a GPU, record passes of few rows when they first come, and replay them from then on.
@@ -61,7 +66,7 @@ class PacketEngine:
     Raises:
         UnsupportedModelError: packets of this model would mean something else at another position.
         AdapterError: the adapter belongs to another model.
-        SettingsError: there is no such codec or strategy.
+        SettingsError: there is no such codec, strategy or policy.
     """
 
     def __init__(
@@ -73,11 +78,13 @@ class PacketEngine:
         strategy: str | Strategy = "kv-packet",
         namespace: str = "default",
         codec: str = "raw",
+        policy: str = "eager",
         computed_bytes: int = 64 << 20,
         device_memory: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
         self.codec = codec_from_name(codec).name
+        self.policy = policy_from_name(policy)
         _check(model)
         if cuda_graphs:
             model.record_passes()
@@ -96,6 +103,9 @@ class PacketEngine:
         if pool is not None and model.device.type == "cuda":
             store.pin_memory()
         self._worker = Worker(model, self._states, pool)
+        self._deferred = None
+        if self.policy.uses:
+            self._deferred = DeferredBuilds(model, self.adapter, store, self.policy, self._worker.run_when_idle)
         if self.adapter is None and self.strategy.name == "kv-packet":
             _log.warning("kv-packet is untrained: no adapter for %s, so answers from packets are weaker", model.name)
 
@@ -147,7 +157,7 @@ class PacketEngine:
     def build(
         self, texts: Iterable[str], *, strategy: str | Strategy | None = None, progress: bool | None = None
     ) -> BuildReport:
-        """Compute and store the packets of texts that have none yet.
+        """Compute and store the packets of texts that have none yet, or only make the texts known, as the policy says.
 
         Every packet is durable as soon as it is stored, so an interrupted build is completed by calling this again.
 
@@ -166,6 +176,10 @@ class PacketEngine:
         scope = self.scope(strategy)
         report = BuildReport()
         chunks = self._missing(dict.fromkeys(text.strip() for text in texts), scope, report)
+        if self.policy.uses:
+            self.store.expect(scope, [(chunk.text, scope.key(chunk.ids)) for chunk in chunks])
+            report.registered, report.seconds = len(chunks), time.perf_counter() - begin
+            return report
         with progress_bar("building packets", len(chunks), show=progress) as advance:
             pending: list[tuple[Sequence[Chunk], Any]] = []
             for batch in [*batches(chunks), None]:
@@ -278,6 +292,11 @@ class PacketEngine:
         """Number of those ids."""
         return len(self.token_ids(text))
 
+    def wait_for_builds(self) -> None:
+        """Return when the packets that prompts have asked for so far are built; at once if the policy is "eager"."""
+        if self._deferred is not None:
+            self._deferred.wait()
+
     def warm_up(self) -> float:
         """Do now what the first answers on a GPU would have to wait for; the seconds it took."""
         return self._worker.run(self.model.warm_up).result()
@@ -288,6 +307,8 @@ class PacketEngine:
         A store that was given open stays open.
         """
         self._worker.close()
+        if self._deferred is not None:
+            self._deferred.close()
         self.model.close()
         if self._owns_store:
             self.store.close()
@@ -320,6 +341,9 @@ class PacketEngine:
             )
         sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, room)})
         self._worker.submit(Request(prepared, sampling, delivery, chosen.name, started, match_ms, load_ms))
+        if self._deferred is not None:  # behind the request, which they must not delay
+            for key, text in prepared.missed.items():
+                self._deferred.meet(self.scope(chosen), key, text)
 
     def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, float]:
         if not prompt:

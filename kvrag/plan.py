@@ -25,6 +25,7 @@ class Prepared:
         soft: embeddings `[n, hidden]` of the soft segments by name.
         chain: digest of what the computed states depend on besides the segments.
         keeps_computed: whether earlier states may be used and new ones kept.
+        missed: known texts in it whose packets are not there.
     """
 
     segments: Sequence[Segment]
@@ -33,6 +34,7 @@ class Prepared:
     soft: Mapping[str, torch.Tensor]
     chain: str
     keeps_computed: bool
+    missed: Mapping[PacketKey, str] = field(default_factory=dict)
 
     @cached_property
     def tokens(self) -> int:

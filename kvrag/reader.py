@@ -61,7 +61,8 @@ class PromptReader:
             literal_spans=sorted(missing),
             chunk_ids=lambda key, _: packets[key].token_ids.tolist(),
         )
-        prepared = self._place(segments, strategy, scope, packets)
+        missed = {match.value: text[match.start : match.end] for match in found if match.value not in packets}
+        prepared = replace(self._place(segments, strategy, scope, packets), missed=missed)
         return prepared, 1e3 * (time.perf_counter() - done + loading - begin), 1e3 * (done - loading)
 
     def prefetch(self, texts: Iterable[str], scope: Scope) -> Hold:

@@ -2,8 +2,10 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -79,6 +81,7 @@ class Worker:
         self._states = states
         self._pool = pool
         self._inbox: queue.SimpleQueue[Request | Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kvrag-worker", daemon=True)
         self._thread.start()
@@ -94,14 +97,14 @@ class Worker:
     def run(self, job: Callable[..., T], *args: Any) -> "Future[T]":
         """Have the worker's thread call `job(*args)` between two steps."""
         future: Future[T] = Future()
+        self._send(partial(_run, future, partial(job, *args)))
+        return future
 
-        def call() -> None:
-            try:
-                future.set_result(job(*args))
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._send(call)
+    def run_when_idle(self, job: Callable[..., T], *args: Any) -> "Future[T]":
+        """Have the worker's thread call `job(*args)` when no request is active; closing cancels what has not begun."""
+        future: Future[T] = Future()
+        self._idle.append((future, partial(job, *args)))
+        self._send(lambda: None)  # wakes it up
         return future
 
     def close(self) -> None:
@@ -124,6 +127,9 @@ class Worker:
         active: list[Request] = []
         while True:
             while not active or not self._inbox.empty():
+                if self._inbox.empty() and self._idle:
+                    _run(*self._idle.popleft())
+                    continue
                 if self._inbox.empty():
                     self._release_helpers()  # while this thread waits, others compute: an embedding, another engine
                 item = self._inbox.get()
@@ -142,9 +148,18 @@ class Worker:
 
     def _end(self, active: list[Request]) -> None:
         """What runs fails, and so does what came too late: nobody shall wait for a closed worker."""
+        for future, _ in self._idle:
+            future.cancel()
         for request in active:
             request.fail(EngineError("expected an open engine, found one that was closed in the middle of the answer"))
         while not self._inbox.empty():
             late = self._inbox.get()
             if isinstance(late, Request):
                 late.fail(EngineError("expected an open engine, found one that was closed before the answer began"))
+
+
+def _run(future: "Future[T]", job: Callable[[], T]) -> None:
+    try:
+        future.set_result(job())
+    except BaseException as error:
+        future.set_exception(error)

@@ -10,6 +10,7 @@ stored as it is: `encode_intact` says which.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from math import prod
 
 import torch
@@ -18,7 +19,9 @@ from kvrag.errors import SettingsError
 
 __all__ = ["CODECS", "Codec", "codec_from_name"]
 
+_BLOCK = 1 << 17  # numbers that are worked on at a time: in float32 half a MiB, which a core's own cache holds
 _GROUP = 32  # numbers that share a scale in int4
+_FP8_UNIT = 256.0  # what separates the exponents of float8_e4m3fn and float16
 _TOLERATED = 0.25  # of the median number, root mean square of the error; Gaussian numbers in int4 have 0.12
 _SAMPLED = 1 << 16  # numbers of a layer that the median is taken of
 
@@ -38,11 +41,11 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, layer: torch.Tensor) -> torch.Tensor:
-        """`[nbytes]` uint8 of a contiguous layer in host memory."""
+        """`[nbytes]` uint8 of a contiguous layer, on its device."""
 
     @abstractmethod
     def decode(self, data: torch.Tensor, layer: torch.Tensor) -> None:
-        """Fill a contiguous layer from `[nbytes]` uint8."""
+        """Fill a contiguous layer from `[nbytes]` uint8 on the same device."""
 
     def encode_intact(self, layer: torch.Tensor) -> torch.Tensor | None:
         """`encode`, or None if the layer would lose its meaning: the error is not small beside most of its numbers."""
@@ -50,10 +53,11 @@ class Codec(ABC):
             return None
         stored, decoded = self.encode(layer), torch.empty_like(layer)
         self.decode(stored, decoded)
-        for half, again in zip(layer.float(), decoded.float(), strict=True):
-            flat = half.reshape(-1)
+        for half, again in zip(layer, decoded, strict=True):
+            numbers = half.to(torch.float32, copy=True)
+            flat = numbers.reshape(-1)
             median = flat[:: max(1, flat.numel() // _SAMPLED)].abs().median()
-            if not (half - again).square().mean().sqrt() <= _TOLERATED * median:
+            if not numbers.sub_(again).square_().mean().sqrt() <= _TOLERATED * median:
                 return None
         return stored
 
@@ -90,16 +94,32 @@ class _ByToken(Codec):
         return prod(shape) + 2 * prod(shape[:3])
 
     def encode(self, layer: torch.Tensor) -> torch.Tensor:
-        numbers = layer.float()
-        scale = _scale(numbers.abs().amax(3) / self._largest)
-        scaled = (numbers / scale.float()[..., None]).clamp(-self._largest, self._largest)
-        stored = (scaled.round() if self._kind == torch.int8 else scaled).to(self._kind)
-        return torch.cat([_bytes(stored), _bytes(scale)])
+        rows = layer.reshape(-1, layer.shape[3])
+        data = torch.empty(self.nbytes(layer.shape, layer.dtype), dtype=torch.uint8, device=layer.device)
+        stored = data[: layer.numel()].view(self._kind).view(rows.shape)
+        scale = torch.empty(len(rows), 1, dtype=torch.float16, device=layer.device)
+        for block in _blocks(len(rows), layer.shape[3], layer.device):
+            numbers = rows[block].to(torch.float32, copy=True)
+            scale[block] = _scale(numbers.abs().amax(1, keepdim=True) / self._largest)
+            numbers.div_(scale[block].float()).clamp_(-self._largest, self._largest)
+            stored[block].copy_(numbers.round_() if self._kind == torch.int8 else numbers)
+        data[layer.numel() :] = _bytes(scale)
+        return data
 
     def decode(self, data: torch.Tensor, layer: torch.Tensor) -> None:
-        numbers = data[: layer.numel()].view(self._kind).view(layer.shape)
-        scale = _halves(data[layer.numel() :]).view(layer.shape[:3])
-        layer.copy_(numbers.float() * scale.float()[..., None])
+        rows = layer.view(-1, layer.shape[3])
+        stored = data[: layer.numel()].view(torch.int8).view(rows.shape)
+        scale = _halves(data[layer.numel() :]).float().view(-1, 1)
+        if self._kind != torch.int8:
+            scale.mul_(_FP8_UNIT)
+        for block in _blocks(len(rows), layer.shape[3], data.device):
+            rows[block] = self._expanded(stored[block]).mul_(scale[block])
+
+    def _expanded(self, stored: torch.Tensor) -> torch.Tensor:
+        """float32 of int8 numbers, or of fp8 ones in units of 256: their bits are those of such a float16."""
+        if self._kind == torch.int8:
+            return stored.float()
+        return stored.short().mul_(128).bitwise_and_(~0x4000).view(torch.float16).float()  # one sign bit, not two
 
 
 class _Int4(Codec):
@@ -123,24 +143,33 @@ class _Int4(Codec):
         for half, dim in ((layer[0], 1), (layer[1], 2)):
             heads, tokens, channels = half.shape
             packed = data[: heads * -(-tokens * channels // 2)].view(heads, -1)
-            groups = heads * (-(-tokens // _GROUP) * channels if dim == 1 else tokens * -(-channels // _GROUP))
-            scale, lowest = _halves(data[packed.numel() : packed.numel() + 4 * groups]).float().view(2, -1)
+            grouped = self._grouped(half.shape, dim)
+            groups = prod(grouped)
+            scales = _halves(data[packed.numel() : packed.numel() + 4 * groups]).float().view(2, *grouped)
             data = data[packed.numel() + 4 * groups :]
-            numbers = torch.stack([packed & 15, packed >> 4], 2).view(heads, -1)[:, : tokens * channels]
-            spread = [_spread(t.view(self._grouped(half.shape, dim)), half.shape[dim], dim) for t in (scale, lowest)]
-            half.copy_(numbers.reshape(half.shape).float() * spread[0] + spread[1])
+            for block in _blocks(heads, tokens * channels, data.device):
+                pairs = packed[block].short()  # [heads, bytes]: spread to a number in each byte
+                pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F)
+                numbers = pairs.view(torch.uint8)[:, : tokens * channels].float().view(-1, tokens, channels)
+                for part, of_groups in _grouped_parts(numbers, scales[:, block], dim):
+                    part.mul_(of_groups[0]).add_(of_groups[1])
+                half[block] = numbers
 
     def _half(self, half: torch.Tensor, dim: int) -> list[torch.Tensor]:
-        numbers = half.float()
-        parts = numbers.split(_GROUP, dim)
-        lowest = torch.cat([part.amin(dim, keepdim=True) for part in parts], dim).half()
-        highest = torch.cat([part.amax(dim, keepdim=True) for part in parts], dim)
-        scale = _scale((highest - lowest.float()) / 15)
-        spread = [_spread(t.float(), half.shape[dim], dim) for t in (scale, lowest)]
-        stored = ((numbers - spread[1]) / spread[0]).round().clamp(0, 15).to(torch.uint8).flatten(1)
-        if stored.shape[1] % 2:
-            stored = torch.nn.functional.pad(stored, (0, 1))
-        return [_bytes(stored[:, ::2] | stored[:, 1::2] << 4), _bytes(scale), _bytes(lowest)]
+        heads, tokens, channels = half.shape
+        packed = torch.empty(heads, -(-tokens * channels // 2), dtype=torch.uint8, device=half.device)
+        scales = torch.empty(2, *self._grouped(half.shape, dim), dtype=torch.float16, device=half.device)
+        for block in _blocks(heads, tokens * channels, half.device):
+            numbers = half[block].to(torch.float32, copy=True)
+            for part, (scale, lowest) in _grouped_parts(numbers, scales[:, block], dim):
+                lowest.copy_(part.amin(dim + 1, keepdim=True))
+                scale.copy_(_scale((part.amax(dim + 1, keepdim=True) - lowest.float()) / 15))
+                part.sub_(lowest.float()).div_(scale.float())
+            codes = torch.zeros(len(numbers), 2 * packed.shape[1], dtype=torch.uint8, device=half.device)
+            codes[:, : tokens * channels] = numbers.round_().clamp_(0, 15).flatten(1)
+            pairs = codes.view(torch.int16)
+            packed[block] = pairs.bitwise_or_(pairs >> 4).bitwise_and_(255)
+        return [_bytes(packed), _bytes(scales)]
 
     def _grouped(self, shape: torch.Size, dim: int) -> tuple[int, ...]:
         return *shape[:dim], -(-shape[dim] // _GROUP), *shape[dim + 1 :]
@@ -168,8 +197,26 @@ def _scale(wanted: torch.Tensor) -> torch.Tensor:
     return wanted.half().clamp(min=torch.finfo(torch.float16).smallest_normal)
 
 
-def _spread(of_groups: torch.Tensor, size: int, dim: int) -> torch.Tensor:
-    return of_groups.repeat_interleave(_GROUP, dim).narrow(dim, 0, size)
+def _blocks(rows: int, numbers: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows of so many numbers each that fit into a core's cache; on a GPU all of them."""
+    step = max(1, _BLOCK // numbers) if device.type == "cpu" else rows
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
+def _grouped_parts(
+    numbers: torch.Tensor, of_groups: torch.Tensor, dim: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of numbers with their groups in a dimension behind `dim`, and of what belongs to them, one number a group.
+
+    The groups of 32 are one part, and what is left of them is another.
+    """
+    whole = numbers.shape[dim] // _GROUP
+    if whole:
+        groups = numbers.narrow(dim, 0, whole * _GROUP).unflatten(dim, (whole, _GROUP))
+        yield groups, of_groups.narrow(dim + 1, 0, whole).unsqueeze(dim + 2)
+    if numbers.shape[dim] % _GROUP:
+        rest = numbers.narrow(dim, whole * _GROUP, numbers.shape[dim] % _GROUP)
+        yield rest.unsqueeze(dim), of_groups.narrow(dim + 1, whole, 1).unsqueeze(dim + 2)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

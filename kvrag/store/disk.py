@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.packet import Packet, PacketKey
+from kvrag.store.blocks import Allocator, BlockArena
 from kvrag.store.format import read_header, read_packet, write_packet
 from kvrag.store.records import PacketRow
 
@@ -31,6 +32,9 @@ TEMPORARY = ".tmp"
 class DiskTier:
     """The packet files under `root`.
 
+    Attributes:
+        allocate: gives the memory that packets are read into.
+
     Raises:
         StoreError: `root` is not a folder or cannot be written.
     """
@@ -38,6 +42,7 @@ class DiskTier:
     def __init__(self, root: Path):
         self.packets = root / "packets"
         self.quarantined = root / "quarantine"
+        self.allocate: Allocator = BlockArena()
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.packets, self.quarantined):
@@ -75,7 +80,7 @@ class DiskTier:
             CorruptPacketError: the file is not what it claims to be.
             OSError: there is no such file, or it cannot be read.
         """
-        return read_packet(self.path(row.identity, row.key), key=row.key)
+        return read_packet(self.path(row.identity, row.key), key=row.key, allocate=self.allocate)
 
     def check(self, path: Path, *, deep: bool) -> PacketRow:
         """The row that the file at `path` deserves.
@@ -88,7 +93,7 @@ class DiskTier:
         if path != self.path(row.identity, row.key):
             raise CorruptPacketError(f"{path}: it holds packet {row.key} of identity {row.identity[:16]}")
         if deep:
-            read_packet(path, key=row.key)
+            read_packet(path, key=row.key, allocate=self.allocate)
         return row
 
     def quarantine(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLite
@@ -53,6 +53,12 @@ class Index:
             if known:
                 _add_texts(sqlite, scope, key, texts)
         return bool(known)
+
+    def expect(self, scope: str, texts: Iterable[tuple[Fingerprint, PacketKey]]) -> None:
+        """Add texts that will lead to packets which are not there yet."""
+        with self._write.transaction() as sqlite:
+            for text, key in texts:
+                _add_texts(sqlite, scope, key, [text])
 
     def remove(self, key: PacketKey) -> bool:
         """Remove a packet and its texts; False when there was none."""

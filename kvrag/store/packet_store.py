@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +14,7 @@ from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.matching import TextMatcher, fingerprint
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.store import integrity
+from kvrag.store.blocks import pinned
 from kvrag.store.connection import CorruptIndexError
 from kvrag.store.disk import DiskTier
 from kvrag.store.index import Index
@@ -48,7 +48,6 @@ class PacketStore:
         self._index = Index(self.root / "index.sqlite")
         self._matchers = Matchers(self._index)
         self._memory = HostMemory(memory_bytes)
-        self._pinned = False
         self._loading: dict[PacketKey, Future[Packet | None]] = {}
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -96,6 +95,17 @@ class PacketStore:
         if found and not self._index.add_texts(scope.digest, key, [found]):
             raise StoreError(f"expected packet {key} in this scope, found none: put it before registering its texts")
 
+    def expect(self, scope: Scope, texts: Iterable[tuple[str, PacketKey]]) -> None:
+        """Make texts known that lead to packets which do not exist yet; those under 32 characters are skipped.
+
+        A matcher finds them, and their packets are missing until somebody puts them.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        found = [(known, key) for text, key in texts if (known := fingerprint(text))]
+        self._index.expect(scope.digest, found)
+
     def find(self, scope: Scope, digest: bytes) -> PacketKey | None:
         """The packet that the text with this sha256 leads to within a scope."""
         return self._index.find(scope.digest, digest)
@@ -114,7 +124,7 @@ class PacketStore:
 
     def pin_memory(self) -> None:
         """Read packets into memory that a GPU can copy from by itself, from now on."""
-        self._pinned = True
+        self._disk.allocate = pinned
 
     def remove(self, key: PacketKey) -> bool:
         """Delete a packet and forget its texts; False when there was none."""
@@ -197,8 +207,7 @@ class PacketStore:
         if row is None:
             return None
         try:
-            packet = self._disk.read(row)
-            return replace(packet, kv=packet.kv.pin_memory()) if self._pinned else packet
+            return self._disk.read(row)
         except CorruptPacketError as error:
             with self._lock:
                 self._counts["corrupt"] += 1

@@ -273,10 +273,10 @@ def test_a_packet_is_read_once_however_many_threads_ask(store, monkeypatch):
     store.put(packet, [])
     read_packet = disk.read_packet
 
-    def slow(path, *, key):
+    def slow(path, *, key, **options):
         reads.append(key)
         go.wait(10)
-        return read_packet(path, key=key)
+        return read_packet(path, key=key, **options)
 
     monkeypatch.setattr(disk, "read_packet", slow)
     with ThreadPoolExecutor(8) as pool:

@@ -18,7 +18,7 @@ from kvrag.store.codecs import CODECS
 from kvrag.store.format import read_header, read_packet, write_packet
 
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
-LARGE = (4, 2, 8, 256, 160)  # 10 MiB in float32: huge pages and two threads
+LARGE = (4, 2, 8, 256, 160)  # 10 MiB in float32: huge pages, several pieces a layer and two threads
 
 
 def write(path, packet):
@@ -124,9 +124,9 @@ def test_every_truncation_and_every_surplus_is_found(path, packet):
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_found(path, packet, monkeypatch):
-    def shrink(fd, header, start):
+    def shrink(fd, header, start, allocate):
         os.truncate(path, 4200)
-        return read_layers(fd, header, start)
+        return read_layers(fd, header, start, allocate)
 
     read_layers = format._read_layers
     monkeypatch.setattr(format, "_read_layers", shrink)
@@ -215,11 +215,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_file_is_corrupt_and_allocates_nothing(tmp_path, monkeypatch, data):
-    monkeypatch.setattr(format, "_allocate", None)
+def test_a_hostile_file_is_corrupt_and_allocates_nothing(tmp_path, data):
+    def allocate(nbytes):
+        raise AssertionError(f"{nbytes} bytes")
+
     path = tmp_path / "packet"
     path.write_bytes(data)
-    for read in (read_header, lambda path: read_packet(path, key=toy_packet().key)):
+    for read in (read_header, lambda path: read_packet(path, key=toy_packet().key, allocate=allocate)):
         with pytest.raises(CorruptPacketError, match=str(path)):
             read(path)
 
