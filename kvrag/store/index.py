@@ -40,10 +40,9 @@ class Index:
     def add(self, row: PacketRow, texts: Sequence[Fingerprint]) -> None:
         """Add or replace a packet, together with texts that lead to it."""
         values = [getattr(row, column) for column in COLUMNS.split(", ")]
+        marks = ", ".join("?" * len(values))
         with self._write.transaction() as sqlite:
-            sqlite.execute(
-                f"INSERT OR REPLACE INTO packets ({COLUMNS}) VALUES ({', '.join('?' * len(values))})", values
-            )
+            sqlite.execute(f"INSERT OR REPLACE INTO packets ({COLUMNS}) VALUES ({marks})", values)
             _add_texts(sqlite, row.scope, row.key, texts)
 
     def add_texts(self, scope: str, key: PacketKey, texts: Sequence[Fingerprint]) -> bool:
@@ -82,9 +81,8 @@ class Index:
     def bytes_on(self, remote: str) -> int:
         """Bytes of the packets that a remote has."""
         with self._read.use() as sqlite:
-            return sqlite.execute("SELECT coalesce(sum(bytes), 0) FROM packets WHERE remote = ?", (remote,)).fetchone()[
-                0
-            ]
+            statement = "SELECT coalesce(sum(bytes), 0) FROM packets WHERE remote = ?"
+            return sqlite.execute(statement, (remote,)).fetchone()[0]
 
     def distrust(self, key: PacketKey, remote: str) -> None:
         """Remember that what a remote has under this name is not the packet, until it is uploaded again."""

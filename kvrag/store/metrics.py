@@ -59,7 +59,6 @@ class StoreMetrics(Collector):
 
     def counts(self, counter: Counter) -> dict[str, int]:
         """A counter's values by its label; a counter without labels has the one label ""."""
-        samples = [
-            sample for metric in counter.collect() for sample in metric.samples if sample.name.endswith("_total")
-        ]
-        return {next(iter(sample.labels.values()), ""): int(sample.value) for sample in samples}
+        samples = [sample for metric in counter.collect() for sample in metric.samples]
+        totals = [sample for sample in samples if sample.name.endswith("_total")]
+        return {next(iter(sample.labels.values()), ""): int(sample.value) for sample in totals}

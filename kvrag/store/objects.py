@@ -144,7 +144,7 @@ def _open(url: str, options: Mapping[str, Any], timeout: float) -> "ObjectStore"
     if scheme == "file":
         settings = {"mkdir": True} | settings
     elif scheme != "memory":
-        client = {"timeout": span, "connect_timeout": span}
+        client: dict[str, Any] = {"timeout": span, "connect_timeout": span}
         client["allow_http"] = str(options.get("endpoint", "")).startswith("http://") or scheme == "http"
         settings["client_options"] = client | dict(options.get("client_options", {}))
         retries = {"max_retries": 2, "retry_timeout": span}

@@ -23,8 +23,9 @@ from kvrag.store.matchers import Matchers
 from kvrag.store.memory import Hold, HostMemory
 from kvrag.store.metrics import StoreMetrics
 from kvrag.store.objects import Objects
-from kvrag.store.records import PacketRow, Problem, RepairReport, StoreStat, TierStat
+from kvrag.store.records import PacketRow, Problem, RepairReport, StoreStat
 from kvrag.store.remote import RemoteTier
+from kvrag.store.stock import take_stock
 from kvrag.store.tiers import Tier
 from kvrag.store.uploads import Uploads
 
@@ -49,9 +50,9 @@ class PacketStore:
     Args:
         root: folder of the store, created if need be.
         memory_bytes: host memory for packets in use.
-        disk_bytes: disk for packets; None for no limit. The least recently used make room; those that are held, or that
-            the remote does not have yet, stay. Without a remote the store is a cache then: what makes room is gone, texts
-            included, and has to be built again.
+        disk_bytes: disk for packets; None for no limit. The least recently used make room; those that are held, or
+            that the remote does not have yet, stay. Without a remote the store is a cache then: what makes room is
+            gone, texts included, and has to be built again.
         remote: where packets are shared with other machines: a URL such as `s3://bucket/prefix`, `gs://...`, `az://...`
             or `file:///...`, or a store object of obstore. Needs the extra `remote`. Do not fork with a remote open.
         remote_options: for obstore, such as `endpoint` and `region`; credentials come from the environment by default.
@@ -62,8 +63,8 @@ class PacketStore:
         metrics: what is counted, for a Prometheus registry.
 
     Raises:
-        StoreError: the folder cannot be used, its index comes from a newer kvrag, or obstore is not installed. A damaged
-            index is logged here and raised by the first use, so that `repair` can be called.
+        StoreError: the folder cannot be used, its index comes from a newer kvrag, or obstore is not installed. A
+            damaged index is logged here and raised by the first use, so that `repair` can be called.
         SettingsError: the remote cannot be what it says.
     """
 
@@ -184,10 +185,9 @@ class PacketStore:
         """Delete a packet from every tier and forget its texts; False when there was none.
 
         Raises:
-            StoreError: the remote does not let go of it; nothing was deleted then, except from host memory.
+            StoreError: the remote does not let go of it; nothing was deleted then.
         """
         known = self._index.row(key) is not None
-        self._memory.discard(key)
         for tier in reversed(self._tiers):  # the row goes with the file, so nothing is left that nobody knows of
             tier.discard(key)
         return known
@@ -206,33 +206,7 @@ class PacketStore:
 
     def stat(self) -> StoreStat:
         """Size of the store, and what this process has asked of it."""
-        scopes, texts = self._index.totals()
-        counts = self.metrics.counts
-        hits, corrupt = counts(self.metrics.hits), counts(self.metrics.corrupt)
-        evictions = counts(self.metrics.evictions)
-        tiers = {
-            tier.name: TierStat(
-                bytes=tier.nbytes,
-                capacity=tier.capacity,
-                hits=hits.get(tier.name, 0),
-                evictions=evictions.get(tier.name, 0),
-                corrupt=corrupt.get(tier.name, 0),
-            )
-            for tier in self._tiers
-        }
-        return StoreStat(
-            packets=sum(scope.packets for scope in scopes.values()),
-            bytes=sum(scope.bytes for scope in scopes.values()),
-            texts=texts,
-            scopes=scopes,
-            memory_bytes=self._memory.nbytes,
-            hits=sum(hits.values()),
-            misses=sum(counts(self.metrics.misses).values()),
-            corrupt=sum(corrupt.values()),
-            tiers=tiers,
-            pending_uploads=len(self._index.pending(self._remote.url)) if self._remote else 0,
-            remote_failures=counts(self.metrics.remote_failures),
-        )
+        return take_stock(self._index, self._tiers, self._remote, self.metrics)
 
     def verify(self, *, deep: bool = True) -> Iterator[Problem]:
         """Compare every file with its row, reading every byte if `deep`; changes nothing.

@@ -40,9 +40,10 @@ class _Listing:
 class RemoteTier:
     """The packets that an object store has.
 
-    What it sends is checked, byte for byte, in a temporary file of the disk tier, which keeps it. A bad object is a miss,
-    counted and logged. It is left where it is, for it may be good for somebody else, but distrusted from then on: its
-    packet is computed again and uploaded in its place. When requests fail, nothing is asked for `COOL_DOWN_S` seconds.
+    What it sends is checked, byte for byte, in a temporary file of the disk tier, which keeps it. A bad object is a
+    miss, counted and logged. It is left where it is, since it may be good for somebody else, but distrusted from then
+    on: its packet is computed again and uploaded in its place. After a request that fails, nothing is asked for
+    `COOL_DOWN_S` seconds.
     """
 
     name = "remote"

@@ -10,7 +10,7 @@ __all__ = ["Tier"]
 class Tier(Protocol):
     """A place that packets are read from; faster ones are asked first. Thread-safe.
 
-    How packets get into it is no part of the contract, since every tier takes something else: host memory takes what was
+    How packets get into it is no part of the contract, since every tier takes something else: host memory what was
     read, the disk what was computed, the remote a file that is on disk already.
 
     Attributes:
