@@ -173,9 +173,9 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     said = f"{type(error).__name__} {error}".lower()
     patterns = {
-        "timeout": r"timed ?out|timeout",
         "denied": r"permissiondenied|unauthenticated|status code: 40[13]",
         "server": r"status code: 5\d\d",
-        "connection": r"error sending request|connect|connection|body|dns",
+        "timeout": r"timed ?out",
+        "connection": r"error sending request|connect|body|dns",
     }
     return next((reason for reason, pattern in patterns.items() if re.search(pattern, said)), "other")
