@@ -19,7 +19,7 @@ __all__ = ["open_built"]
 
 @contextmanager
 def open_built(
-    place: StoreFolder, model: str, *, namespace: str, **options: Any
+    place: StoreFolder, model: str, *, namespace: str, remote: str | None = None, **options: Any
 ) -> "Iterator[tuple[PacketEngine, VectorStoreIndex]]":
     """The engine over a store's packets, and the index over a namespace's chunks.
 
@@ -27,10 +27,11 @@ def open_built(
         place: where they are.
         model: "demo", a folder or a hub id.
         namespace: whose chunks.
+        remote: where packets are shared with other machines.
         options: `strategy`, `adapter`, `codec` and `device` of the engine.
 
     Raises:
-        SettingsError: no strategy or codec has that name.
+        SettingsError: no strategy or codec has that name, or the remote is none.
         StoreError: the store has no packets for this model and these options, or no chunks in this namespace.
     """
     from kvrag.demo import retrieval
@@ -41,7 +42,7 @@ def open_built(
 
     strategy_from_name(options["strategy"])  # a wrong name shall not cost the loading of a model
     codec_from_name(options["codec"])
-    with PacketStore(place.packets) as packets:
+    with PacketStore(place.packets, remote=remote) as packets:
         with Console(stderr=True).status("loading the model"):
             opened = PacketEngine.from_pretrained(
                 model, store=packets, computed_bytes=0, namespace=namespace, **options
