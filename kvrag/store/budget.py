@@ -1,13 +1,15 @@
 """How many bytes of packet files a disk tier keeps, and which ones make room."""
 
+import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kvrag.errors import StoreError
 from kvrag.packet import PacketKey
 from kvrag.store.index import Index
 from kvrag.store.memory import HostMemory
@@ -18,6 +20,8 @@ from kvrag.store.records import PacketRow
 __all__ = ["DiskBudget", "PacketFile", "packet_files"]
 
 PATIENCE = 64  # files in a row that had to stay, after which the others most likely have to as well
+
+logger = logging.getLogger("kvrag.store")
 
 
 @dataclass(frozen=True)
@@ -75,30 +79,34 @@ class DiskBudget:
         self.enforce(keep=row.key)
 
     def enforce(self, keep: PacketKey | None = None) -> None:
-        """Bring the files back into the budget, as far as they may go."""
+        """Bring the files back into the budget, as far as they may go; what goes wrong is logged."""
         if self.capacity is None:
             return
-        with self._lock:
-            if self._nbytes is None or self._written > self.capacity // 8:
-                self._list()
-            stay = self._memory.pinned() | {keep}
-            patience = min(PATIENCE, 2 * len(self._files))
-            while self._size() > self.capacity and self._files and patience:
-                file = self._files.popleft()
-                used = _used(file.path)
-                if used <= file.used and file.key not in stay and self._evict(file):
-                    self._nbytes = self._size() - file.size
-                else:  # used since it was listed, or it has to stay: its turn comes last
-                    self._files.append(replace(file, used=used))
-                    patience -= 1
+        try:
+            with self._lock:
+                self._enforce(self.capacity, self._memory.pinned() | {keep})
+        except (StoreError, OSError) as error:  # no reason to fail whoever put or read a packet
+            logger.warning("no room can be made in %s: %s", self._folder, error)
 
-    def _size(self) -> int:
-        return self._nbytes or 0
+    def _enforce(self, capacity: int, stay: Container[PacketKey | None]) -> None:
+        if self._nbytes is None or self._written > capacity // 8:
+            self._nbytes = self._list()
+        patience = min(PATIENCE, 2 * len(self._files))
+        while self._nbytes > capacity and self._files and patience:
+            file = self._files.popleft()
+            used = _used(file.path)
+            if used <= file.used and file.key not in stay and self._evict(file):
+                self._nbytes -= file.size
+            else:  # used since it was listed, or it has to stay: its turn comes last
+                self._files.append(replace(file, used=used))
+                patience -= 1
 
-    def _list(self) -> None:
+    def _list(self) -> int:
+        """List the files; their bytes."""
         files = list(packet_files(self._folder))
         files.sort(key=lambda file: (self._memory.has(file.key), file.used))  # those in memory are in use
-        self._files, self._nbytes, self._written = deque(files), sum(file.size for file in files), 0
+        self._files, self._written = deque(files), 0
+        return sum(file.size for file in files)
 
     def _evict(self, file: PacketFile) -> bool:
         with self._index.exclusive():  # see `disk` on deleting files

@@ -1,5 +1,6 @@
 """Remote object stores through obstore: opening them, and its errors and waiting times in this store's terms."""
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -135,7 +136,6 @@ class Objects:
 
 
 def _open(url: str, options: Mapping[str, Any], timeout: float) -> "ObjectStore":
-    from obstore.exceptions import BaseError
     from obstore.store import from_url
 
     span = timedelta(seconds=timeout)
@@ -145,13 +145,16 @@ def _open(url: str, options: Mapping[str, Any], timeout: float) -> "ObjectStore"
         settings = {"mkdir": True} | settings
     elif scheme != "memory":
         client: dict[str, Any] = {"timeout": span, "connect_timeout": span}
-        client["allow_http"] = str(options.get("endpoint", "")).startswith("http://") or scheme == "http"
+        endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+        client["allow_http"] = scheme == "http" or str(endpoint).startswith("http://")  # whoever writes it wants it
         settings["client_options"] = client | dict(options.get("client_options", {}))
         retries = {"max_retries": 2, "retry_timeout": span}
         settings["retry_config"] = retries | dict(options.get("retry_config", {}))
     try:
         return from_url(url, **settings)
-    except (BaseError, ValueError, TypeError, OSError) as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # some options that it does not know make obstore panic, which is no Exception
         raise SettingsError(
             f"expected a remote such as s3://bucket/prefix, gs://bucket, az://container or file:///folder, found "
             f"{_without_secrets(url)!r}: {_first_line(error)}"
@@ -164,7 +167,7 @@ def _without_secrets(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/") if parts.scheme else url
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """What obstore says without its dump of structures, and without what a URL carries as its query."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\?\S*", "", lines[0])[:300]

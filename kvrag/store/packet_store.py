@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["PacketStore"]
 
 CLOSE_S = 10.0
+REQUESTS = 8  # to a remote at a time, since most of each is waiting
 
 logger = logging.getLogger("kvrag.store")
 
@@ -174,7 +175,12 @@ class PacketStore:
 
     def hold(self, keys: Iterable[PacketKey]) -> Hold:
         """Load packets and keep them in host memory until the hold is released; those that are missing are left out."""
-        packets = (self.get(key) for key in dict.fromkeys(keys))
+        wanted = dict.fromkeys(keys)
+        if self._remote is None:
+            packets = [self.get(key) for key in wanted]
+        else:
+            with ThreadPoolExecutor(REQUESTS, thread_name_prefix="kvrag-hold") as pool:
+                packets = list(pool.map(self.get, wanted))
         return self._memory.hold([packet for packet in packets if packet is not None])
 
     def pin_memory(self) -> None:

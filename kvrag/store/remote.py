@@ -91,7 +91,7 @@ class RemoteTier:
             self._forget(key, distrust=True)
         except RemoteError as error:
             self._failed(error)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             logger.warning("packet %s of %s cannot be kept on this disk: %s", key, self.url, error)
         return None
 

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 
 from kvrag.errors import CorruptPacketError, StoreError
@@ -34,10 +33,11 @@ class Uploads:
         self._index = index
         self._budget = budget
         self._metrics = metrics
-        self._queue: deque[PacketKey] = deque()
+        self._queue: dict[PacketKey, None] = {}  # in the order they came
+        self._current: PacketKey | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._busy = self._closing = False
+        self._busy = self._urgent = self._closing = False
         self._rounds = 0
         self._pause = FIRST_PAUSE_S
         self._not_before = 0.0
@@ -51,8 +51,8 @@ class Uploads:
     def add(self, key: PacketKey) -> None:
         """Upload a packet soon."""
         with self._changed:
-            self._queue.append(key)
-            self._metrics.upload_queue.set(len(self._queue))
+            self._queue[key] = None
+            self._metrics.upload_queue.set(self._left())
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._run, name="kvrag-upload", daemon=True)
                 self._thread.start()
@@ -65,12 +65,12 @@ class Uploads:
             timeout: seconds to wait at most.
         """
         with self._changed:
-            if self._queue and not self._closing:
-                self._not_before = 0.0
+            if self._left() and not self._closing:
+                self._urgent = True
                 wanted = self._rounds + 1 + self._busy  # a round at work may have begun before the last packet came
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._rounds >= wanted or not (self._queue or self._busy), timeout)
-            return len(self._queue)
+            return self._left()
 
     def close(self, timeout: float) -> None:
         """As `flush`, and end the thread; what is left is uploaded when the store is opened again."""
@@ -90,7 +90,7 @@ class Uploads:
             for _ in range(len(self._queue)):
                 if self._closing or failed >= FAILURES:
                     break
-                failed = 0 if self._upload(self._queue[0]) else failed + 1
+                failed = 0 if self._upload() else failed + 1
             with self._changed:
                 self._rounds += 1
                 self._busy = False
@@ -106,14 +106,21 @@ class Uploads:
         with self._changed:
             while not self._closing:
                 rest = self._not_before - time.monotonic()
-                if self._queue and rest <= 0:
-                    self._busy = True
+                if self._queue and (self._urgent or rest <= 0):
+                    self._busy, self._urgent = True, False
                     return True
                 self._changed.wait(rest if self._queue else None)
         return False
 
-    def _upload(self, key: PacketKey) -> bool:
+    def _left(self) -> int:
+        return len(self._queue.keys() | {self._current} - {None})
+
+    def _upload(self) -> bool:
         """Upload the first of the queue; what fails goes to its end."""
+        with self._changed:
+            key = next(iter(self._queue))
+            del self._queue[key]
+            self._current = key
         done = False
         try:
             done = self._try(key)
@@ -124,10 +131,10 @@ class Uploads:
             if not self._closing:  # with the store went its index
                 logger.warning("packet %s was not uploaded to %s: %s", key, self._remote.url, error)
         with self._changed:
-            self._queue.popleft()
+            self._current = None
             if not done:
-                self._queue.append(key)
-            self._metrics.upload_queue.set(len(self._queue))
+                self._queue[key] = None
+            self._metrics.upload_queue.set(self._left())
         return done
 
     def _try(self, key: PacketKey) -> bool:

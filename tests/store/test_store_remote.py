@@ -1,6 +1,7 @@
 """Packets on a remote object store: read through, written back, never trusted."""
 
 import logging
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -355,6 +356,26 @@ def test_other_remotes(tmp_path, kind):
         assert store.get(KEYS[0]) is not None
         assert store.remove(KEYS[0])
         assert store.remove(KEYS[2])
+
+
+def test_the_environment_says_where_the_server_is_and_who_asks(s3, tmp_path, monkeypatch):
+    for name in ("access_key_id", "secret_access_key", "region"):
+        monkeypatch.setenv(f"AWS_{name.upper()}", s3.options[name])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.options["endpoint"])
+    with PacketStore(tmp_path, remote=f"s3://{BUCKET}") as store:
+        build(store, range(1))
+        assert store.flush(10) == 0
+    assert list(s3.objects()) == [place(PACKETS[0])]
+
+
+def test_packets_are_held_in_one_round_of_requests(open_store, shared, monkeypatch):
+    store = open_store()
+    build(store, range(4))
+    meeting = threading.Barrier(4, timeout=10)
+    read = store._remote._objects.read
+    monkeypatch.setattr(store._remote._objects, "read", lambda path: meeting.wait() >= 0 and read(path))
+    with store.hold(KEYS) as hold:
+        assert list(hold.packets) == KEYS
 
 
 @pytest.mark.parametrize(
