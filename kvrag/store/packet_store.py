@@ -247,7 +247,7 @@ class PacketStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(CLOSE_S if kind is None else 0)  # who is interrupted does not want to wait
 
     def __repr__(self) -> str:
         return f"PacketStore({str(self.root)!r})"

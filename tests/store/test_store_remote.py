@@ -13,7 +13,7 @@ from toy_packets import IDENTITY, SCOPE, put_with_remote, raw, toy_packet, toy_t
 from kvrag.errors import SettingsError, StoreError
 from kvrag.matching import fingerprint
 from kvrag.packet import Recipe, Scope
-from kvrag.store import PacketStore, remote, uploads
+from kvrag.store import PacketStore, objects, remote, uploads
 
 PACKETS = [toy_packet(seed) for seed in range(4)]
 KEYS = [packet.key for packet in PACKETS]
@@ -217,6 +217,41 @@ def test_an_object_too_large_for_any_packet_is_not_offered(open_store, shared, m
     assert build(open_store(), range(4)) == [0, 1, 2, 3]
 
 
+def test_an_object_of_another_size_is_not_even_read(open_store, shared, monkeypatch):
+    store = open_store()
+    build(store, range(4))
+    shared.overwrite(f"shared/{place(PACKETS[0])}", b"x" * 10**6)
+    monkeypatch.setattr(store._disk, "receive", lambda *_: pytest.fail("it was read"))
+    assert store.get(KEYS[0]) is None
+    assert store.stat().corrupt == 1
+
+
+def test_an_object_that_comes_in_drops_is_not_waited_for(monkeypatch):
+    class Drops:
+        meta = {"size": 100}
+
+        def stream(self, _):
+            for _ in range(100):
+                time.sleep(0.02)
+                yield b"x"
+
+    opened = objects.Objects(MemoryStore(), None, timeout=0.05)
+    monkeypatch.setattr(opened._obstore, "get", lambda *_: Drops())
+    size, parts = opened.read("x")
+    with pytest.raises(objects.RemoteError, match=r"expected 100 bytes within 0.1 s, found \d$") as raised:
+        list(parts)
+    assert (size, raised.value.reason) == (100, "timeout")
+
+
+def test_an_error_does_not_wait_for_uploads(s3, tmp_path):
+    s3.fault, s3.methods = "stalled", ("PUT",)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), PacketStore(tmp_path, **s3.remote) as store:
+        store.put(PACKETS[0], [])
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 5
+
+
 def test_a_packet_of_another_tenant_is_not_handed_out(open_store, shared):
     store = open_store()
     stranger = Scope(IDENTITY, Recipe(), "another tenant")
@@ -343,15 +378,15 @@ def test_two_stores_that_write_and_read_at_once_agree(open_store, s3):
 
 @pytest.mark.parametrize("kind", ["folder", "store object", "memory"])
 def test_other_remotes(tmp_path, kind):
-    objects = {
+    shared = {
         "folder": f"file://{tmp_path}/shared folder",
         "store object": LocalStore(tmp_path / "shared", mkdir=True),
         "memory": MemoryStore(),
     }[kind]
-    with PacketStore(tmp_path / "a", remote=objects) as store:
+    with PacketStore(tmp_path / "a", remote=shared) as store:
         build(store, range(2))
         assert store.flush(10) == 0
-    with PacketStore(tmp_path / "b", remote=objects) as store:
+    with PacketStore(tmp_path / "b", remote=shared) as store:
         assert build(store, range(3)) == [2]
         assert store.get(KEYS[0]) is not None
         assert store.remove(KEYS[0])
