@@ -59,8 +59,10 @@ def open_built(
 
 def _check_packets(engine: "PacketEngine", place: StoreFolder) -> None:
     """Answers would be right but slow if no packet served this model; better say so before."""
+    if not engine.strategy.attaches or len(engine.store.matcher(engine.scope())):
+        return
     size = engine.store.stat()
-    if engine.strategy.attaches and size.packets and not len(engine.store.matcher(engine.scope())):
+    if size.packets:
         raise StoreError(
             f"expected packets of {engine.model.name} with strategy {engine.strategy.name!r} in namespace "
             f"{engine.namespace!r}, found {size.packets} of others in {place.root}; ask with the model and the options "

@@ -34,7 +34,7 @@ logger = logging.getLogger("kvrag.store")
 @dataclass(frozen=True)
 class _Listing:
     read: float
-    sizes: Mapping[PacketKey, int]
+    sizes: dict[PacketKey, int]
 
 
 class RemoteTier:
@@ -118,11 +118,10 @@ class RemoteTier:
             raise StoreError(
                 f"cannot delete packet {row.key} from {self.url}: {error}; remove it again later"
             ) from error
-        listing = self._listings.get(row.identity)
-        if listing is not None:
-            self._listings[row.identity] = _Listing(
-                listing.read, {key: size for key, size in listing.sizes.items() if key != row.key}
-            )
+        with self._listing:
+            listing = self._listings.get(row.identity)
+            if listing is not None:
+                listing.sizes.pop(row.key, None)
 
     def upload(self, row: PacketRow) -> None:
         """Store the packet's file, after reading every byte of it.

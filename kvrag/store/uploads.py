@@ -127,7 +127,7 @@ class Uploads:
         except RemoteError as error:
             self._metrics.remote_failures.labels(error.reason).inc()
             logger.warning("packet %s was not uploaded to %s: %s", key, self._remote.url, error)
-        except (StoreError, OSError) as error:
+        except Exception as error:  # whatever it is, it must not end the thread that `flush` waits for
             if not self._closing:  # with the store went its index
                 logger.warning("packet %s was not uploaded to %s: %s", key, self._remote.url, error)
         with self._changed:

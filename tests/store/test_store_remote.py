@@ -246,9 +246,14 @@ def test_an_object_that_comes_in_drops_is_not_waited_for(monkeypatch):
 def test_an_error_does_not_wait_for_uploads(s3, tmp_path):
     s3.fault, s3.methods = "stalled", ("PUT",)
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), PacketStore(tmp_path, **s3.remote) as store:
-        store.put(PACKETS[0], [])
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with PacketStore(tmp_path, **s3.remote) as store:
+            store.put(PACKETS[0], [])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - begin < 5
 
 
