@@ -112,6 +112,16 @@ def test_held_packets_stay(open_store):
     assert on_disk(store) == [1, 4, 5]
 
 
+def test_held_packets_stay_even_beyond_the_budget(open_store, size):
+    store = open_store(disk_bytes=size)
+    put(store, 0)
+    with store.hold([KEYS[0]]):
+        put(store, 1, 2)
+        assert on_disk(store) == [0, 2]
+    put(store, 3)
+    assert on_disk(store) == [3]
+
+
 def test_packets_in_host_memory_count_as_used(open_store, size):
     store = open_store(memory_bytes=1 << 20)
     put(store, 0, 1, 2)
