@@ -199,6 +199,7 @@ def test_a_bad_object_is_a_miss_and_is_replaced_when_its_packet_is_built_again(
     assert build(store, range(4)) == [0]
     assert store.flush(10) == 0
     assert len(shared.objects()[name]) == len(good)
+    assert store._index.trusts(KEYS[0], store._remote.url)
     other = open_store("c")
     build(other, range(4))
     assert other.get(KEYS[0]) is not None
