@@ -365,7 +365,7 @@ class PacketEngine:
                 report.rejected.append((text[:40], str(error)))
                 continue
             key = scope.key(chunk.ids)
-            if self.store.has(key):
+            if self.store.has(key, scope):
                 self.store.register(scope, text, key)
                 report.existing += 1
             else:

@@ -18,6 +18,7 @@ from kvrag.cli.options import (
     DeviceOption,
     ModelOption,
     NamespaceOption,
+    RemoteOption,
     StoreOption,
     StrategyOption,
 )
@@ -46,6 +47,7 @@ def ask(
     codec: CodecOption = "raw",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
+    remote: RemoteOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer a question from the chunks that suit it best, attaching their packets.
@@ -60,7 +62,7 @@ def ask(
         from kvrag.cli.answering import answer_from
 
         options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
-        with open_built(place, model, **options) as (engine, index):
+        with open_built(place, model, remote=remote, **options) as (engine, index):
             nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
             answers = [
                 answer_from(nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens)

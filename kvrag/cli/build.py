@@ -19,9 +19,11 @@ from kvrag.cli.options import (
     DeviceOption,
     ModelOption,
     NamespaceOption,
+    RemoteOption,
     StoreOption,
     StrategyOption,
 )
+from kvrag.cli.remote import check_remote, upload
 from kvrag.cli.terminal import note, quiet
 from kvrag.errors import KVRagError, SettingsError
 from kvrag.progress import progress_bar
@@ -68,6 +70,7 @@ def build(
     codec: CodecOption = "raw",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
+    remote: RemoteOption = None,
 ) -> None:
     """Read text, Markdown, HTML and PDF files, and build a packet for every chunk.
 
@@ -81,6 +84,7 @@ def build(
 
         strategy_from_name(strategy)  # a wrong name shall not cost the loading of a model
         codec_from_name(codec)
+        check_remote(remote)
         documents = _read(found.files, folder, found.skipped)
         _name_skipped(found.skipped, folder)
         if not documents:
@@ -94,7 +98,7 @@ def build(
         options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
         with (
             place.locked(),
-            PacketStore(place.packets) as packets,
+            PacketStore(place.packets, remote=remote) as packets,
             PacketEngine.from_pretrained(model, store=packets, **options) as engine,
         ):
             nodes = _split(documents, engine, chunk_tokens, found.skipped)
@@ -104,6 +108,7 @@ def build(
             change = plan_change(index, name_of(folder), nodes, unreadable)
             with progress_bar("adding chunks", len(change.added)) as advance:
                 change.apply(index, advance)
+            upload(packets)
     files = len({node.metadata["file_path"] for node in nodes.values()})
     _show(_Summary(files, len(found.skipped), found.hidden, change, report, time.perf_counter() - begin))
 

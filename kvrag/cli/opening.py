@@ -19,7 +19,7 @@ __all__ = ["open_built"]
 
 @contextmanager
 def open_built(
-    place: StoreFolder, model: str, *, namespace: str, **options: Any
+    place: StoreFolder, model: str, *, namespace: str, remote: str | None = None, **options: Any
 ) -> "Iterator[tuple[PacketEngine, VectorStoreIndex]]":
     """The engine over a store's packets, and the index over a namespace's chunks.
 
@@ -27,10 +27,11 @@ def open_built(
         place: where they are.
         model: "demo", a folder or a hub id.
         namespace: whose chunks.
+        remote: where packets are shared with other machines.
         options: `strategy`, `adapter`, `codec` and `device` of the engine.
 
     Raises:
-        SettingsError: no strategy or codec has that name.
+        SettingsError: no strategy or codec has that name, or the remote is none.
         StoreError: the store has no packets for this model and these options, or no chunks in this namespace.
     """
     from kvrag.demo import retrieval
@@ -41,7 +42,7 @@ def open_built(
 
     strategy_from_name(options["strategy"])  # a wrong name shall not cost the loading of a model
     codec_from_name(options["codec"])
-    with PacketStore(place.packets) as packets:
+    with PacketStore(place.packets, remote=remote) as packets:
         with Console(stderr=True).status("loading the model"):
             opened = PacketEngine.from_pretrained(
                 model, store=packets, computed_bytes=0, namespace=namespace, **options
@@ -58,8 +59,10 @@ def open_built(
 
 def _check_packets(engine: "PacketEngine", place: StoreFolder) -> None:
     """Answers would be right but slow if no packet served this model; better say so before."""
+    if not engine.strategy.attaches or len(engine.store.matcher(engine.scope())):
+        return
     size = engine.store.stat()
-    if engine.strategy.attaches and size.packets and not len(engine.store.matcher(engine.scope())):
+    if size.packets:
         raise StoreError(
             f"expected packets of {engine.model.name} with strategy {engine.strategy.name!r} in namespace "
             f"{engine.namespace!r}, found {size.packets} of others in {place.root}; ask with the model and the options "

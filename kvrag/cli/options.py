@@ -13,11 +13,21 @@ __all__ = [
     "JsonOption",
     "ModelOption",
     "NamespaceOption",
+    "RemoteOption",
     "StoreOption",
     "StrategyOption",
 ]
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder that `kvrag build` keeps everything in.")]
+RemoteOption = Annotated[
+    str | None,
+    typer.Option(
+        "--remote",
+        envvar="KVRAG_REMOTE",
+        help="Where packets are shared with other machines, such as s3://bucket/prefix.",
+        show_default=False,
+    ),
+]
 ModelOption = Annotated[
     str, typer.Option("--model", help='"demo", a folder with a transformers model, or an id on the Hugging Face hub.')
 ]

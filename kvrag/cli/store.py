@@ -14,13 +14,15 @@ from rich.text import Text
 
 from kvrag.cli.app import FAILURE, app
 from kvrag.cli.folder import packet_store_in
-from kvrag.cli.options import JsonOption, StoreOption
+from kvrag.cli.options import JsonOption, RemoteOption, StoreOption
+from kvrag.cli.remote import upload
 from kvrag.cli.terminal import printable, quiet, results, write_json
+from kvrag.errors import SettingsError
 
 if TYPE_CHECKING:
     from kvrag.store import PacketStore, Problem
 
-__all__ = ["ls", "repair", "stat", "verify"]
+__all__ = ["ls", "push", "repair", "stat", "verify"]
 
 _store = typer.Typer(help="Look at a packet store, check it and mend it.")
 app.add_typer(_store, name="store")
@@ -38,9 +40,9 @@ _REMEDIES = {
 
 
 @_store.command()
-def ls(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+def ls(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """List all packets."""
-    with quiet(), _open(store) as packets:
+    with quiet(), _open(store, remote) as packets:
         rows = list(packets.ls())
     if as_json:
         write_json([asdict(row) for row in rows])
@@ -57,19 +59,26 @@ def ls(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None
 
 
 @_store.command()
-def stat(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+def stat(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Show how large a store is, and for whom it was built."""
-    with quiet(), _open(store) as packets:
+    with quiet(), _open(store, remote) as packets:
         found = packets.stat()
     scopes = [
         {"namespace": namespace, "identity": identity, **asdict(size)}
         for (namespace, identity), size in sorted(found.scopes.items())
     ]
     if as_json:
-        write_json({"packets": found.packets, "bytes": found.bytes, "texts": found.texts, "scopes": scopes})
+        told = {"packets": found.packets, "bytes": found.bytes, "texts": found.texts, "scopes": scopes}
+        tiers = {name: tier.bytes for name, tier in found.tiers.items() if name != "memory"}
+        write_json(told | {"tiers": tiers, "pending_uploads": found.pending_uploads})
         return
     out = results()
     out.print(f"{found.packets} packets, {decimal(found.bytes)}, found by {found.texts} texts")
+    for name, tier in found.tiers.items():
+        if name != "memory":  # of this process, which has read nothing
+            out.print(f"{name}: {decimal(tier.bytes)}")
+    if found.pending_uploads:
+        out.print(f"{found.pending_uploads} packets are still to be uploaded: `kvrag store push` does it now")
     if scopes:
         table = Table("namespace", "identity", box=None)
         table.add_column("packets", justify="right")
@@ -81,9 +90,25 @@ def stat(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> No
 
 
 @_store.command()
-def verify(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+def push(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
+    """Upload what the remote does not have yet, and wait for it; exits with 1 when something is left."""
+    if remote is None:
+        raise SettingsError("expected a remote to upload packets to, found none; give --remote or set KVRAG_REMOTE")
+    with quiet(), _open(store, remote) as packets:
+        left = upload(packets)
+        total = packets.stat().packets
+    if as_json:
+        write_json({"packets": total, "pending_uploads": left})
+    else:
+        typer.echo(f"{total - left} of {total} packets are on the remote")
+    if left:
+        raise typer.Exit(FAILURE)
+
+
+@_store.command()
+def verify(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Read every byte and compare it with the index; exits with 1 when something is wrong."""
-    with quiet(), _open(store) as packets:
+    with quiet(), _open(store, remote) as packets:
         with Console(stderr=True).status("reading every packet"):
             problems = list(packets.verify())
         size = None if any(problem.kind == "index" for problem in problems) else packets.stat()
@@ -98,9 +123,9 @@ def verify(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> 
 
 
 @_store.command()
-def repair(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+def repair(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Make files and index agree again; no good packet is lost. Exits with 1 when something is left to do by hand."""
-    with quiet(), _open(store) as packets:
+    with quiet(), _open(store, remote) as packets:
         with Console(stderr=True).status("reading every packet"):
             report = packets.repair()
         left = list(packets.verify(deep=False))
@@ -119,11 +144,11 @@ def repair(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> 
         raise typer.Exit(FAILURE)
 
 
-def _open(root: Path) -> "PacketStore":
+def _open(root: Path, remote: str | None) -> "PacketStore":
     folder = packet_store_in(root)  # before the import, which takes seconds
     from kvrag.store import PacketStore
 
-    return PacketStore(folder)
+    return PacketStore(folder, remote=remote)
 
 
 def _told(problem: "Problem") -> dict[str, str | None]:

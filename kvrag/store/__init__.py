@@ -1,7 +1,21 @@
-"""Packets on disk and in host memory, and the index that finds them by text."""
+"""Packets in host memory, on disk and on a remote, and the index that finds them by text."""
 
 from kvrag.store.memory import Hold
+from kvrag.store.metrics import StoreMetrics
 from kvrag.store.packet_store import PacketStore
-from kvrag.store.records import PacketRow, Problem, ProblemKind, RepairReport, ScopeStat, StoreStat
+from kvrag.store.records import PacketRow, Problem, ProblemKind, RepairReport, ScopeStat, StoreStat, TierStat
+from kvrag.store.tiers import Tier
 
-__all__ = ["Hold", "PacketRow", "PacketStore", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat"]
+__all__ = [
+    "Hold",
+    "PacketRow",
+    "PacketStore",
+    "Problem",
+    "ProblemKind",
+    "RepairReport",
+    "ScopeStat",
+    "StoreMetrics",
+    "StoreStat",
+    "Tier",
+    "TierStat",
+]

@@ -9,25 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvrag.errors import StoreError
+from kvrag.store.schema import migrate
 
 __all__ = ["Connection", "CorruptIndexError", "locked_folder"]
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE packets (
-    key TEXT PRIMARY KEY, scope TEXT NOT NULL, identity TEXT NOT NULL, namespace TEXT NOT NULL, recipe TEXT NOT NULL,
-    tokens INTEGER NOT NULL, bytes INTEGER NOT NULL, created REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE texts (
-    rowid INTEGER PRIMARY KEY AUTOINCREMENT,
-    scope TEXT NOT NULL, digest BLOB NOT NULL, head INTEGER NOT NULL, hash INTEGER NOT NULL, length INTEGER NOT NULL,
-    key TEXT NOT NULL, UNIQUE (scope, digest)
-);
-CREATE INDEX texts_in_order ON texts (scope, rowid);
-CREATE INDEX texts_of_packet ON texts (key);
-CREATE TABLE deletions (texts INTEGER NOT NULL);
-INSERT INTO deletions VALUES (0);
-"""
 BUSY_S = 60.0
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # the last: a table is missing
 
@@ -72,12 +57,15 @@ class Connection:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """The connection inside one write transaction, durable when the block has ended.
+        """The connection inside one write transaction, durable when the outermost block of this thread has ended.
 
         Raises:
             StoreError: see `use`; nothing was changed then.
         """
         with self.use() as sqlite:
+            if sqlite.in_transaction:
+                yield sqlite
+                return
             sqlite.execute("BEGIN IMMEDIATE")
             try:
                 yield sqlite
@@ -110,7 +98,7 @@ class Connection:
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             sqlite = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
-                _prepare(sqlite, self._path)
+                migrate(sqlite, self._path)
             except BaseException:
                 sqlite.close()
                 raise
@@ -127,18 +115,6 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _prepare(sqlite: sqlite3.Connection, path: Path) -> None:
-    (version,) = sqlite.execute("PRAGMA user_version").fetchone()
-    if version not in (0, SCHEMA_VERSION):
-        raise StoreError(
-            f"{path} has schema {version}, this kvrag knows {SCHEMA_VERSION}: update kvrag or choose another store"
-        )
-    sqlite.execute("PRAGMA journal_mode = WAL")
-    sqlite.execute("PRAGMA synchronous = FULL")
-    if version == 0:
-        sqlite.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
 def _file(path: Path) -> tuple[int, int, int] | None:

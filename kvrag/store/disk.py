@@ -3,34 +3,36 @@
     root/packets/<identity[:16]>/<key[:2]>/<key>.safetensors
     root/quarantine/<key>.<nanoseconds>.safetensors
 
-A writer keeps a lock (`flock`) on its file from the first byte until the packet is in the index. A file that nobody has
-locked and that is not in the index was therefore left by a writer that died.
+A file is published before its row is written, and deleted only while the index is locked; so a writer who finds his
+file there when he writes the row, with the index locked too, has a row with a file.
 """
 
-import fcntl
+import logging
 import os
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from uuid import uuid4
 
 from kvrag.errors import CorruptPacketError, StoreError
+from kvrag.matching import Fingerprint
 from kvrag.packet import Packet, PacketKey
 from kvrag.store.blocks import Allocator, BlockArena
+from kvrag.store.budget import DiskBudget, packet_files
 from kvrag.store.format import read_header, read_packet, write_packet
+from kvrag.store.index import Index
+from kvrag.store.metrics import StoreMetrics
+from kvrag.store.publishing import SUFFIX, create_temporary, make_folder, packet_path, sync_folder
 from kvrag.store.records import PacketRow
 
 __all__ = ["DiskTier"]
 
-SUFFIX = ".safetensors"
-TEMPORARY = ".tmp"
+logger = logging.getLogger("kvrag.store")
 
 
 class DiskTier:
-    """The packet files under `root`.
+    """The packet files under `root`, and the tier of those that are in the index.
 
     Attributes:
         allocate: gives the memory that packets are read into.
@@ -39,14 +41,20 @@ class DiskTier:
         StoreError: `root` is not a folder or cannot be written.
     """
 
-    def __init__(self, root: Path):
+    name = "disk"
+
+    def __init__(self, root: Path, index: Index, metrics: StoreMetrics, budget: DiskBudget):
         self.packets = root / "packets"
         self.quarantined = root / "quarantine"
         self.allocate: Allocator = BlockArena()
+        self.capacity = budget.capacity
+        self._index = index
+        self._metrics = metrics
+        self._budget = budget
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.packets, self.quarantined):
-                _make_folder(folder)
+                make_folder(folder)
                 if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                     raise PermissionError(f"no permission to read and write {folder}")
         except OSError as error:
@@ -56,7 +64,89 @@ class DiskTier:
 
     def path(self, identity: str, key: PacketKey) -> Path:
         """Where the packet `key` of the identity with this digest belongs."""
-        return self.packets / identity[:16] / key[:2] / f"{key}{SUFFIX}"
+        return self.packets / packet_path(identity, key)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all packet files."""
+        return sum(file.size for file in packet_files(self.packets))
+
+    def has(self, key: PacketKey) -> bool:
+        """Whether there are a row and a file."""
+        row = self._index.row(key)
+        return row is not None and self.path(row.identity, key).exists()
+
+    def get(self, key: PacketKey) -> Packet | None:
+        """The packet; a bad file is moved into quarantine, and a packet that is nowhere else loses its row."""
+        row = self._index.row(key)
+        if row is None:
+            return None
+        path = self.path(row.identity, key)
+        try:
+            packet = self.read(row)
+            self._metrics.bytes_read.labels(self.name).inc(row.bytes)
+            return packet
+        except CorruptPacketError as error:
+            self._metrics.corrupt.labels(self.name).inc()
+            logger.warning("packet moved into quarantine: %s", error)
+            with suppress(OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
+                self.quarantine(path)
+        except FileNotFoundError as error:
+            if not row.remote:
+                logger.warning("packet is gone: %s", error)
+        except OSError as error:  # a disk that answers later is no reason to forget a packet
+            logger.warning("packet cannot be read: %s", error)
+            return None
+        with suppress(StoreError), self._index.exclusive():
+            if not (row.remote or path.exists()):
+                self._index.remove(key)
+        return None
+
+    def put(self, packet: Packet, texts: Sequence[Fingerprint]) -> bool:
+        """Keep a packet and the texts that lead to it, durably; False when it was there and only gained texts.
+
+        Raises:
+            StoreError: the packet contradicts itself, or the disk is full or cannot be written; nothing was lost.
+        """
+        path = self.path(packet.scope.identity.digest, packet.key)
+        if path.exists() and self._index.add_texts(packet.scope.digest, packet.key, texts):
+            return False
+        while True:
+            with self.publish(packet) as row, self._index.exclusive():
+                if path.exists():  # else somebody deleted it before the index was locked
+                    self._index.add(row, texts)
+                    break
+        self._added(row)
+        return True
+
+    def receive(self, row: PacketRow, remote: str, parts: Iterable[memoryview]) -> Packet:
+        """Keep the copy of a packet file that a remote sends, once every byte of it was checked.
+
+        It is not synced to the disk: what a power failure damages is found by its checksums, and read again.
+
+        Raises:
+            CorruptPacketError: it is not the packet of this row.
+            OSError: the disk is full or cannot be written.
+        """
+        path = self.path(row.identity, row.key)
+        make_folder(path.parent)
+        file, temporary = create_temporary(path.parent)
+        with file:
+            try:
+                for part in parts:
+                    _write_all(file, part)
+                packet = read_packet(temporary, key=row.key, allocate=self.allocate)
+                if packet.scope.digest != row.scope:
+                    raise CorruptPacketError(f"packet {row.key} belongs to namespace {packet.scope.namespace!r}")
+                found = PacketRow.of(read_header(temporary), temporary.stat().st_size, remote)
+                with self._index.exclusive():
+                    if self._index.row(row.key) is not None:  # else it was removed meanwhile
+                        os.replace(temporary, path)
+                        self._index.add(found, ())
+            finally:
+                temporary.unlink(missing_ok=True)
+        self._added(found)
+        return packet
 
     @contextmanager
     def publish(self, packet: Packet) -> Iterator[PacketRow]:
@@ -74,13 +164,17 @@ class DiskTier:
             yield row
 
     def read(self, row: PacketRow) -> Packet:
-        """The packet of a row, every byte checked.
+        """The packet of a row, every byte checked; its file becomes the most recently used one.
 
         Raises:
             CorruptPacketError: the file is not what it claims to be.
             OSError: there is no such file, or it cannot be read.
         """
-        return read_packet(self.path(row.identity, row.key), key=row.key, allocate=self.allocate)
+        path = self.path(row.identity, row.key)
+        packet = read_packet(path, key=row.key, allocate=self.allocate)
+        with suppress(OSError):  # it may have been evicted, or belong to somebody else
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+        return packet
 
     def check(self, path: Path, *, deep: bool) -> PacketRow:
         """The row that the file at `path` deserves.
@@ -101,52 +195,34 @@ class DiskTier:
         with suppress(FileNotFoundError):  # another reader was first
             os.replace(path, self.quarantined / f"{path.stem}.{time.time_ns()}{SUFFIX}")
 
-    def remove(self, row: PacketRow) -> None:
-        """Delete a packet's file; its row must be gone already."""
-        self.path(row.identity, row.key).unlink(missing_ok=True)
+    def discard(self, key: PacketKey) -> None:
+        """Delete a packet's file together with its row and texts."""
+        with self._index.exclusive():
+            row = self._index.row(key)
+            if row is not None:
+                self._index.remove(key)
+                self.path(row.identity, key).unlink(missing_ok=True)
 
     def files(self) -> Iterator[Path]:
         """Every file under the packets folder, temporary and strange ones included."""
         for folder, _, names in os.walk(self.packets):
             yield from (Path(folder, name) for name in sorted(names))
 
-
-def key_of(path: Path) -> PacketKey | None:
-    """The key a file is named after, None when it is not named like a packet."""
-    return PacketKey(path.stem) if path.suffix == SUFFIX and re.fullmatch("[0-9a-f]{64}", path.stem) else None
-
-
-def is_abandoned(path: Path) -> bool:
-    """Whether no writer is at work on a file."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    return True
-
-
-def sweep(path: Path) -> bool:
-    """Delete a temporary file unless its writer lives."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    return True
+    def _added(self, row: PacketRow) -> None:
+        self._metrics.bytes_written.labels(self.name).inc(row.bytes)
+        self._budget.added(row)
 
 
 def _write(path: Path, packet: Packet) -> tuple[FileIO, PacketRow]:
     """The durable, still locked file at `path`, and its row."""
-    _make_folder(path.parent)
-    file, temporary = _create_temporary(path.parent)
+    make_folder(path.parent)
+    file, temporary = create_temporary(path.parent)
     try:
         header = write_packet(file.fileno(), packet)
         os.fsync(file.fileno())
         row = PacketRow.of(header, os.fstat(file.fileno()).st_size)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         file.close()
@@ -154,26 +230,6 @@ def _write(path: Path, packet: Packet) -> tuple[FileIO, PacketRow]:
     return file, row
 
 
-def _create_temporary(folder: Path) -> tuple[FileIO, Path]:
-    while True:
-        path = folder / f".{uuid4().hex}{TEMPORARY}"
-        file = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file, path
-        file.close()  # a sweep came between creating and locking: try again
-
-
-def _make_folder(path: Path) -> None:
-    if not path.is_dir():
-        _make_folder(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) or 0 :]

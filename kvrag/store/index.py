@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLite
 
@@ -17,7 +17,7 @@ from kvrag.store.records import PacketRow, ScopeStat
 
 __all__ = ["Index"]
 
-COLUMNS = "key, scope, identity, namespace, recipe, tokens, bytes, created"
+COLUMNS = "key, scope, identity, namespace, recipe, tokens, bytes, created, remote"
 PAGE = 1000
 
 
@@ -39,11 +39,10 @@ class Index:
 
     def add(self, row: PacketRow, texts: Sequence[Fingerprint]) -> None:
         """Add or replace a packet, together with texts that lead to it."""
+        values = [getattr(row, column) for column in COLUMNS.split(", ")]
+        marks = ", ".join("?" * len(values))
         with self._write.transaction() as sqlite:
-            sqlite.execute(
-                f"INSERT OR REPLACE INTO packets ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row.key, row.scope, row.identity, row.namespace, row.recipe, row.tokens, row.bytes, row.created),
-            )
+            sqlite.execute(f"INSERT OR REPLACE INTO packets ({COLUMNS}) VALUES ({marks})", values)
             _add_texts(sqlite, row.scope, row.key, texts)
 
     def add_texts(self, scope: str, key: PacketKey, texts: Sequence[Fingerprint]) -> bool:
@@ -67,6 +66,40 @@ class Index:
             if texts:
                 sqlite.execute("UPDATE deletions SET texts = texts + ?", (texts,))
             return sqlite.execute("DELETE FROM packets WHERE key = ?", (key,)).rowcount > 0
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """No other thread or process changes the index during the block, nor, by agreement, deletes a packet file."""
+        with self._write.transaction():
+            yield
+
+    def uploaded(self, key: PacketKey, remote: str) -> bool:
+        """Note that a remote has the packet, and trust it again; False when the packet was removed meanwhile."""
+        with self._write.transaction() as sqlite:
+            sqlite.execute("DELETE FROM distrusted WHERE remote = ? AND key = ?", (remote, key))
+            return sqlite.execute("UPDATE packets SET remote = ? WHERE key = ?", (remote, key)).rowcount > 0
+
+    def pending(self, remote: str) -> list[PacketKey]:
+        """The packets that a remote does not have yet."""
+        with self._read.use() as sqlite:
+            return [key for (key,) in sqlite.execute("SELECT key FROM packets WHERE remote != ?", (remote,))]
+
+    def bytes_on(self, remote: str) -> int:
+        """Bytes of the packets that a remote has."""
+        with self._read.use() as sqlite:
+            statement = "SELECT coalesce(sum(bytes), 0) FROM packets WHERE remote = ?"
+            return sqlite.execute(statement, (remote,)).fetchone()[0]
+
+    def distrust(self, key: PacketKey, remote: str) -> None:
+        """Remember that what a remote has under this name is not the packet, until it is uploaded again."""
+        with self._write.transaction() as sqlite:
+            sqlite.execute("INSERT OR IGNORE INTO distrusted VALUES (?, ?)", (remote, key))
+
+    def trusts(self, key: PacketKey, remote: str) -> bool:
+        """Whether nothing bad was found under this name."""
+        with self._read.use() as sqlite:
+            statement = "SELECT 1 FROM distrusted WHERE remote = ? AND key = ?"
+            return sqlite.execute(statement, (remote, key)).fetchone() is None
 
     def row(self, key: PacketKey) -> PacketRow | None:
         """The packet's row; its `texts` are not counted."""
@@ -127,7 +160,7 @@ class Index:
         """What is wrong with the index file, None when it is sound."""
         try:
             with self._read.use() as sqlite:
-                sqlite.execute("SELECT 1 FROM packets, texts, deletions LIMIT 1").fetchone()
+                sqlite.execute("SELECT 1 FROM packets, texts, deletions, distrusted LIMIT 1").fetchone()
                 (found,) = sqlite.execute("PRAGMA integrity_check(1)").fetchone()
         except CorruptIndexError as error:
             return str(error)

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvrag.errors import CorruptPacketError
-from kvrag.store.disk import TEMPORARY, DiskTier, is_abandoned, key_of, sweep
+from kvrag.store.disk import DiskTier
 from kvrag.store.index import Index
+from kvrag.store.publishing import TEMPORARY, is_abandoned, key_of, sweep
 from kvrag.store.records import PacketRow, Problem, RepairReport
+from kvrag.store.remote import RemoteTier
 
 __all__ = ["repair", "verify"]
 
 
-def verify(disk: DiskTier, index: Index, *, deep: bool) -> Iterator[Problem]:
+def verify(disk: DiskTier, index: Index, remote: RemoteTier | None, *, deep: bool) -> Iterator[Problem]:
     """What is wrong with a store; `deep` reads every byte. Changes nothing, and may run while others use the store."""
     damage = index.damage()
     if damage is not None:
@@ -20,6 +22,8 @@ def verify(disk: DiskTier, index: Index, *, deep: bool) -> Iterator[Problem]:
         return
     for row in index.rows():
         problem = _check_row(disk, row, deep)
+        if problem is not None and problem.kind == "missing" and row.remote:
+            problem = _check_remote(disk, remote, row)
         if problem is not None:
             yield problem
     for path in disk.files():
@@ -28,7 +32,7 @@ def verify(disk: DiskTier, index: Index, *, deep: bool) -> Iterator[Problem]:
             yield problem
 
 
-def repair(disk: DiskTier, index: Index) -> RepairReport:
+def repair(disk: DiskTier, index: Index, remote: RemoteTier | None) -> RepairReport:
     """Make files and rows agree; no good packet is lost, bad files are moved into quarantine.
 
     Raises:
@@ -36,9 +40,11 @@ def repair(disk: DiskTier, index: Index) -> RepairReport:
     """
     broken = index.set_aside() if index.damage() is not None else None
     done: Counter[str] = Counter()
-    for problem in verify(disk, index, deep=True):
-        if problem.kind in ("missing", "corrupt", "mismatch") and problem.key is not None:
-            index.remove(problem.key)  # its texts too: what led to a wrong row is not to be trusted
+    for problem in verify(disk, index, remote, deep=True):
+        row = index.row(problem.key) if problem.key is not None else None
+        elsewhere = problem.kind == "corrupt" and row is not None and row.remote
+        if problem.kind in ("missing", "corrupt", "mismatch") and row is not None and not elsewhere:
+            index.remove(row.key)  # its texts too: what led to a wrong row is not to be trusted
         if problem.kind in ("orphan", "mismatch"):
             index.add(disk.check(problem.path, deep=False), ())
             done["adopted"] += 1
@@ -66,6 +72,15 @@ def _check_row(disk: DiskTier, row: PacketRow, deep: bool) -> Problem | None:
         fields = ", ".join(row.differences(found))
         return Problem("mismatch", path, f"the index and the file disagree about {fields}", row.key)
     return None
+
+
+def _check_remote(disk: DiskTier, remote: RemoteTier | None, row: PacketRow) -> Problem | None:
+    """A remote that is not open, or does not answer, may well have the packet."""
+    listed = remote.listed(row.identity) if remote is not None and row.remote == remote.url else None
+    if listed is None or row.key in listed:
+        return None
+    path = disk.path(row.identity, row.key)
+    return Problem("missing", path, f"{row.remote} had this packet and does not list it any more", row.key)
 
 
 def _check_file(disk: DiskTier, index: Index, path: Path, deep: bool) -> Problem | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from kvrag.packet import Packet, PacketKey
+from kvrag.store.metrics import StoreMetrics
 
 __all__ = ["Hold", "HostMemory"]
 
@@ -20,9 +21,12 @@ class _Entry:
 class HostMemory:
     """At most `capacity` bytes of keys and values, except that pinned packets stay whatever they take. Thread-safe."""
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
-        self.nbytes = 0
+    name = "memory"
+
+    def __init__(self, capacity: int, metrics: StoreMetrics | None = None):
+        self.capacity: int | None = capacity
+        self._nbytes = 0
+        self._evictions = (metrics or StoreMetrics()).evictions.labels(self.name)
         self._entries: OrderedDict[PacketKey, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -34,6 +38,20 @@ class HostMemory:
                 return None
             self._entries.move_to_end(key)
             return entry.packet
+
+    def has(self, key: PacketKey) -> bool:
+        """Whether the packet is there; it does not count as used."""
+        return key in self._entries
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packets in it."""
+        return self._nbytes
+
+    def pinned(self) -> set[PacketKey]:
+        """The packets that somebody holds."""
+        with self._lock:
+            return {key for key, entry in self._entries.items() if entry.pins}
 
     def add(self, packet: Packet) -> None:
         """Keep a packet for as long as there is room."""
@@ -55,22 +73,23 @@ class HostMemory:
         with self._lock:
             entry = self._entries.pop(key, None)
             if entry is not None:
-                self.nbytes -= entry.packet.nbytes
+                self._nbytes -= entry.packet.nbytes
 
     def _add(self, packet: Packet) -> _Entry:
         entry = self._entries.get(packet.key)
         if entry is None:
             entry = self._entries[packet.key] = _Entry(packet)
-            self.nbytes += packet.nbytes
+            self._nbytes += packet.nbytes
         self._entries.move_to_end(packet.key)
         return entry
 
     def _evict(self) -> None:
-        if self.nbytes <= self.capacity:
+        if self.capacity is None or self._nbytes <= self.capacity:
             return
         for key in [key for key, entry in self._entries.items() if not entry.pins]:
-            self.nbytes -= self._entries.pop(key).packet.nbytes
-            if self.nbytes <= self.capacity:
+            self._nbytes -= self._entries.pop(key).packet.nbytes
+            self._evictions.inc()
+            if self._nbytes <= self.capacity:
                 return
 
     def _unpin(self, entries: Iterable[_Entry]) -> None:

@@ -1,63 +1,116 @@
-"""The packet store: every chunk's packet on disk, the ones in use in host memory, all of them found by text."""
+"""The packet store: every chunk's packet in host memory, on disk or on a remote, all of them found by text."""
 
 import logging
 import os
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from kvrag.errors import CorruptPacketError, StoreError
+from kvrag.errors import StoreError
 from kvrag.matching import TextMatcher, fingerprint
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.store import integrity
 from kvrag.store.blocks import pinned
+from kvrag.store.budget import DiskBudget
 from kvrag.store.connection import CorruptIndexError
 from kvrag.store.disk import DiskTier
 from kvrag.store.index import Index
 from kvrag.store.matchers import Matchers
 from kvrag.store.memory import Hold, HostMemory
+from kvrag.store.metrics import StoreMetrics
+from kvrag.store.objects import Objects
 from kvrag.store.records import PacketRow, Problem, RepairReport, StoreStat
+from kvrag.store.remote import RemoteTier
+from kvrag.store.stock import take_stock
+from kvrag.store.tiers import Tier
+from kvrag.store.uploads import Uploads
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 __all__ = ["PacketStore"]
+
+CLOSE_S = 10.0
+REQUESTS = 8  # to a remote at a time, since most of each is waiting
 
 logger = logging.getLogger("kvrag.store")
 
 
 class PacketStore:
-    """Packets in the folder `root`, shared with other threads and other processes.
+    """Packets in the folder `root`, shared with other threads and other processes, in up to three tiers.
 
-    Nothing it returns is unchecked: a packet file that is not, byte for byte, what was written is moved into
-    quarantine, counted and logged, and its packet is a miss. Texts of one scope are invisible in every other.
+    Host memory, disk and a remote object store are asked in this order, and what is found is kept in the faster ones.
+    What is put is durable on disk first and uploaded in the background. Nothing that is returned is unchecked: a packet
+    whose bytes are not what was written is moved into quarantine (on disk) or distrusted (on the remote), counted and
+    logged, and is a miss if no other tier has it. Texts of one scope are invisible in every other.
 
     Args:
         root: folder of the store, created if need be.
         memory_bytes: host memory for packets in use.
+        disk_bytes: disk for packets; None for no limit. The least recently used make room; those that are held, or
+            that the remote does not have yet, stay. Without a remote the store is a cache then: what makes room is
+            gone, texts included, and has to be built again.
+        remote: where packets are shared with other machines: a URL such as `s3://bucket/prefix`, `gs://...`, `az://...`
+            or `file:///...`, or a store object of obstore. Needs the extra `remote`. Do not fork with a remote open.
+        remote_options: for obstore, such as `endpoint` and `region`; credentials come from the environment by default.
+        remote_timeout: seconds that a request to the remote may take. Retries included, an answer waits for a remote
+            twice that at most, and after a failure not at all for half a minute.
+
+    Attributes:
+        metrics: what is counted, for a Prometheus registry.
 
     Raises:
-        StoreError: the folder cannot be used, or its index comes from a newer kvrag. A damaged index is logged here and
-            raised by the first use, so that `repair` can be called.
+        StoreError: the folder cannot be used, its index comes from a newer kvrag, or obstore is not installed. A
+            damaged index is logged here and raised by the first use, so that `repair` can be called.
+        SettingsError: the remote cannot be what it says.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, memory_bytes: int = 2 << 30):
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        memory_bytes: int = 2 << 30,
+        disk_bytes: int | None = None,
+        remote: "str | ObjectStore | None" = None,
+        remote_options: Mapping[str, Any] | None = None,
+        remote_timeout: float = 5.0,
+    ):
         self.root = Path(root).absolute()
-        self._disk = DiskTier(self.root)
-        self._index = Index(self.root / "index.sqlite")
-        self._matchers = Matchers(self._index)
-        self._memory = HostMemory(memory_bytes)
+        self.metrics = metrics = StoreMetrics()
+        objects = None if remote is None else Objects(remote, remote_options, remote_timeout)
+        self._index = index = Index(self.root / "index.sqlite")
+        self._memory = HostMemory(memory_bytes, metrics)
+        budget = DiskBudget(
+            self.root / "packets",
+            disk_bytes,
+            index=index,
+            memory=self._memory,
+            metrics=metrics,
+            remote=objects.name if objects else None,
+        )
+        self._disk = DiskTier(self.root, index, metrics, budget)
+        self._remote = RemoteTier(objects, self._disk, index, metrics) if objects else None
+        self._uploads = Uploads(self._remote, index, budget, metrics) if self._remote else None
+        self._tiers: list[Tier] = [tier for tier in (self._memory, self._disk, self._remote) if tier is not None]
+        self._matchers = Matchers(index)
         self._loading: dict[PacketKey, Future[Packet | None]] = {}
-        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         try:
-            self._index.open()
+            index.open()
         except CorruptIndexError as error:
             logger.error("%s", error)
+        budget.enforce()
+        if self._uploads is not None:
+            self._uploads.resume()
 
     def put(self, packet: Packet, texts: Iterable[str]) -> None:
         """Keep a packet and the texts that lead to it; durable on return. A packet that is there only gains texts.
+
+        With a remote it is uploaded in the background; `flush` waits for that.
 
         Args:
             packet: what to keep; on any device.
@@ -67,33 +120,46 @@ class PacketStore:
             StoreError: the packet contradicts itself, or the disk is full or cannot be written; nothing was lost.
         """
         found = [known for known in map(fingerprint, texts) if known]
-        path = self._disk.path(packet.scope.identity.digest, packet.key)
-        if path.exists() and self._index.add_texts(packet.scope.digest, packet.key, found):
-            return
-        with self._disk.publish(packet) as row:
-            self._index.add(row, found)
+        if self._disk.put(packet, found) and self._uploads is not None:
+            self._uploads.add(packet.key)
 
     def get(self, key: PacketKey) -> Packet | None:
-        """The packet, from host memory or else from disk; None when it is not there or not intact."""
-        packet = self._memory.get(key) or self._load(key)
-        with self._lock:
-            self._counts["misses" if packet is None else "hits"] += 1
-        return packet
+        """The packet, from the fastest tier that has it; None when it is not there or not intact."""
+        packet = self._memory.get(key)
+        if packet is not None:
+            self.metrics.hits.labels(self._memory.name).inc()
+            return packet
+        return self._load(key)
 
-    def has(self, key: PacketKey) -> bool:
-        """Whether the packet is there, without reading it."""
-        row = self._index.row(key)
-        return row is not None and self._disk.path(row.identity, key).exists()
+    def has(self, key: PacketKey, scope: Scope | None = None) -> bool:
+        """Whether the packet is there, without reading it.
+
+        Args:
+            key: of the packet.
+            scope: its own. With it the remote is asked for what this store has never seen: one listing of all that the
+                remote has of the scope's identity, remembered for a minute.
+        """
+        if any(tier.has(key) for tier in self._tiers[1:]):
+            return True
+        if scope is None or self._remote is None or self._index.row(key) is not None:
+            return False
+        return self._remote.offered(scope, key) is not None
 
     def register(self, scope: Scope, text: str, key: PacketKey) -> None:
         """Let one more text lead to a packet; nothing happens for a text under 32 characters.
 
         Raises:
-            StoreError: the scope has no such packet.
+            StoreError: the scope has no such packet, here or on the remote.
         """
         found = fingerprint(text)
-        if found and not self._index.add_texts(scope.digest, key, [found]):
+        if found is None or self._index.add_texts(scope.digest, key, [found]):
+            return
+        row = None
+        if self._remote is not None and self._index.row(key) is None:
+            row = self._remote.offered(scope, key)
+        if row is None:
             raise StoreError(f"expected packet {key} in this scope, found none: put it before registering its texts")
+        self._index.add(row, [found])
 
     def expect(self, scope: Scope, texts: Iterable[tuple[str, PacketKey]]) -> None:
         """Make texts known that lead to packets which do not exist yet; those under 32 characters are skipped.
@@ -119,7 +185,12 @@ class PacketStore:
 
     def hold(self, keys: Iterable[PacketKey]) -> Hold:
         """Load packets and keep them in host memory until the hold is released; those that are missing are left out."""
-        packets = (self.get(key) for key in dict.fromkeys(keys))
+        wanted = dict.fromkeys(keys)
+        if self._remote is None:
+            packets = [self.get(key) for key in wanted]
+        else:
+            with ThreadPoolExecutor(REQUESTS, thread_name_prefix="kvrag-hold") as pool:
+                packets = list(pool.map(self.get, wanted))
         return self._memory.hold([packet for packet in packets if packet is not None])
 
     def pin_memory(self) -> None:
@@ -127,14 +198,23 @@ class PacketStore:
         self._disk.allocate = pinned
 
     def remove(self, key: PacketKey) -> bool:
-        """Delete a packet and forget its texts; False when there was none."""
-        row = self._index.row(key)
-        self._memory.discard(key)
-        if row is None:
-            return False
-        removed = self._index.remove(key)  # before the file: a row always has one
-        self._disk.remove(row)
-        return removed
+        """Delete a packet from every tier and forget its texts; False when there was none.
+
+        Raises:
+            StoreError: the remote does not let go of it; nothing was deleted then.
+        """
+        known = self._index.row(key) is not None
+        for tier in reversed(self._tiers):  # the row goes with the file, so nothing is left that nobody knows of
+            tier.discard(key)
+        return known
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Upload what the remote does not have, now; the number of packets that could not be uploaded.
+
+        Args:
+            timeout: seconds to wait at most.
+        """
+        return 0 if self._uploads is None else self._uploads.flush(timeout)
 
     def ls(self) -> Iterator[PacketRow]:
         """All packets, by key."""
@@ -142,33 +222,33 @@ class PacketStore:
 
     def stat(self) -> StoreStat:
         """Size of the store, and what this process has asked of it."""
-        scopes, texts = self._index.totals()
-        with self._lock:
-            counts = dict(self._counts)
-        return StoreStat(
-            packets=sum(scope.packets for scope in scopes.values()),
-            bytes=sum(scope.bytes for scope in scopes.values()),
-            texts=texts,
-            scopes=scopes,
-            memory_bytes=self._memory.nbytes,
-            hits=counts.get("hits", 0),
-            misses=counts.get("misses", 0),
-            corrupt=counts.get("corrupt", 0),
-        )
+        return take_stock(self._index, self._tiers, self._remote, self.metrics)
 
     def verify(self, *, deep: bool = True) -> Iterator[Problem]:
-        """Compare every file with its row, reading every byte if `deep`; changes nothing."""
-        return integrity.verify(self._disk, self._index, deep=deep)
+        """Compare every file with its row, reading every byte if `deep`; changes nothing.
+
+        A packet that only a remote has is no problem, unless that remote is open and does not list it.
+        """
+        return integrity.verify(self._disk, self._index, self._remote, deep=deep)
 
     def repair(self) -> RepairReport:
         """Make files and index agree again: adopt good files, quarantine bad ones, drop rows without files.
 
         Adopted packets are found by key only, until whoever knows their texts registers them again.
         """
-        return integrity.repair(self._disk, self._index)
+        report = integrity.repair(self._disk, self._index, self._remote)
+        if self._uploads is not None:
+            self._uploads.resume()
+        return report
 
-    def close(self) -> None:
-        """Let go of the index; packets handed out stay valid."""
+    def close(self, timeout: float = CLOSE_S) -> None:
+        """Let go of the index; packets handed out stay valid.
+
+        Args:
+            timeout: seconds to wait for uploads at most; opening the store again goes on with the rest.
+        """
+        if self._uploads is not None:
+            self._uploads.close(timeout)
         self._index.close()
 
     def __enter__(self) -> "PacketStore":
@@ -177,7 +257,7 @@ class PacketStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(CLOSE_S if kind is None else 0)  # who is interrupted does not want to wait
 
     def __repr__(self) -> str:
         return f"PacketStore({str(self.root)!r})"
@@ -191,8 +271,6 @@ class PacketStore:
             return pending.result()
         try:
             packet = self._read(key)
-            if packet is not None:
-                self._memory.add(packet)
             mine.set_result(packet)
             return packet
         except BaseException as error:
@@ -203,21 +281,13 @@ class PacketStore:
                 del self._loading[key]
 
     def _read(self, key: PacketKey) -> Packet | None:
-        row = self._index.row(key)
-        if row is None:
-            return None
-        try:
-            return self._disk.read(row)
-        except CorruptPacketError as error:
-            with self._lock:
-                self._counts["corrupt"] += 1
-            logger.warning("packet moved into quarantine: %s", error)
-        except FileNotFoundError as error:
-            logger.warning("packet is gone: %s", error)
-        except OSError as error:  # a disk that answers later is no reason to forget a packet
-            logger.warning("packet cannot be read: %s", error)
-            return None
-        with suppress(StoreError, OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
-            self._disk.quarantine(self._disk.path(row.identity, key))
-            self._index.remove(key)
+        for tier in self._tiers[1:]:
+            begin = time.perf_counter()
+            packet = tier.get(key)
+            if packet is not None:
+                self._memory.add(packet)
+                self.metrics.load_seconds.labels(tier.name).observe(time.perf_counter() - begin)
+                self.metrics.hits.labels(tier.name).inc()
+                return packet
+        self.metrics.misses.inc()
         return None

@@ -7,7 +7,7 @@ from typing import Literal
 
 from kvrag.packet import PacketHeader, PacketKey
 
-__all__ = ["PacketRow", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat"]
+__all__ = ["PacketRow", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat", "TierStat"]
 
 ProblemKind = Literal["corrupt", "index", "mismatch", "missing", "orphan", "stray", "temporary", "unreadable"]
 
@@ -22,9 +22,10 @@ class PacketRow:
         identity: digest of its identity.
         namespace: the tenant it belongs to.
         recipe: digest of its recipe.
-        tokens: rows `T` a prompt gains by attaching it.
+        tokens: rows `T` a prompt gains by attaching it; 0 while no more is known than that a remote lists it.
         bytes: size of its file.
         created: seconds since the epoch.
+        remote: which remote has a copy of the file; empty when none has.
         texts: number of texts that lead to it.
     """
 
@@ -36,6 +37,7 @@ class PacketRow:
     tokens: int
     bytes: int
     created: float = field(compare=False)  # two writers of one packet may differ in it
+    remote: str = field(default="", compare=False)
     texts: int = field(default=0, compare=False)
 
     def differences(self, other: "PacketRow") -> list[str]:
@@ -45,8 +47,8 @@ class PacketRow:
         ]
 
     @classmethod
-    def of(cls, header: PacketHeader, size: int) -> "PacketRow":
-        """The row of a packet file with this header and `size` in bytes."""
+    def of(cls, header: PacketHeader, size: int, remote: str = "") -> "PacketRow":
+        """The row of a packet file with this header and `size` in bytes, of which `remote` has a copy."""
         return cls(
             key=PacketKey(header.key),
             scope=header.scope.digest,
@@ -56,6 +58,7 @@ class PacketRow:
             tokens=header.shape[3],
             bytes=size,
             created=header.created,
+            remote=remote,
         )
 
 
@@ -68,18 +71,40 @@ class ScopeStat:
 
 
 @dataclass(frozen=True)
+class TierStat:
+    """One tier, and what this process has asked of it.
+
+    Attributes:
+        bytes: of the packets in it; of the remote those that this store knows of.
+        capacity: bytes it may take, None without a limit.
+        hits: packets that were found in it.
+        evictions: packets that had to make room.
+        corrupt: packets whose bytes were not what they claimed to be.
+    """
+
+    bytes: int
+    capacity: int | None
+    hits: int
+    evictions: int
+    corrupt: int
+
+
+@dataclass(frozen=True)
 class StoreStat:
     """Size of a store, and what this process has asked of it.
 
     Attributes:
         packets: in the index.
-        bytes: on disk.
+        bytes: of their files, wherever these are.
         texts: that lead to packets.
         scopes: the same by `(namespace, identity digest)`.
         memory_bytes: of packets held in host memory by this process.
-        hits: packets that were there when asked for, in memory or on disk.
+        hits: packets that were there when asked for, in whatever tier.
         misses: packets that were not, corrupt ones included.
-        corrupt: files put into quarantine.
+        corrupt: files put into quarantine, and bad objects of the remote.
+        tiers: `memory`, `disk` and, if there is one, `remote`, the fastest first.
+        pending_uploads: packets that the remote does not have yet.
+        remote_failures: how often the remote failed, by reason.
     """
 
     packets: int
@@ -90,6 +115,9 @@ class StoreStat:
     hits: int
     misses: int
     corrupt: int
+    tiers: Mapping[str, TierStat]
+    pending_uploads: int
+    remote_failures: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 import pytest
+from s3 import S3, fresh_bucket, s3_server
 
 from kvrag.store import PacketStore
 
@@ -40,3 +41,15 @@ def child():
             process.close()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port) -> Iterator[S3]:
+    with fresh_bucket(s3_port) as bucket:
+        yield bucket

@@ -79,3 +79,12 @@ def use_after_fork(root, answer) -> None:
         _, status = os.wait()
         store.put(toy_packet(2), [toy_text(2)])
         answer.send((status, len(store.matcher(SCOPE)), [problem.kind for problem in store.verify()]))
+
+
+def put_with_remote(root, remote, seeds, acknowledged) -> None:
+    """Put packets while nothing can be uploaded."""
+    with PacketStore(root, **remote) as store:
+        for seed in seeds:
+            store.put(toy_packet(seed), [toy_text(seed)])
+        acknowledged.send(store.stat().pending_uploads)
+        time.sleep(600)
