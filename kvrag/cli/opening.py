@@ -27,7 +27,7 @@ def open_built(
         place: where they are.
         model: "demo", a folder or a hub id.
         namespace: whose chunks.
-        options: `strategy`, `adapter`, `codec` and `device` of the engine.
+        options: `strategy`, `adapter`, `codec`, `policy` and `device` of the engine.
 
     Raises:
         SettingsError: no strategy or codec has that name.
