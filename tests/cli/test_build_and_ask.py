@@ -300,13 +300,6 @@ def test_a_build_on_first_use_leaves_packets_to_the_questions(documents, build, 
     assert packets(build(documents).stdout) == "packets  3 built, 2 existing, 0 too short, 0 rejected"
 
 
-def test_a_hot_set_needs_several_questions(documents, build, ask):
-    build(documents, "--policy", "hot-set=2")
-    told = [ask("How many goats does the night boat carry?", "--top-k", 1)["cached_tokens"] for _ in range(3)]
-    assert told[:2] == [0, 0]
-    assert told[2] > 30
-
-
 def test_an_unknown_policy_is_refused_before_a_model_is_loaded(documents, kvrag):
     result = kvrag("build", documents, "--model", "nowhere", "--policy", "lazy")
     assert result.exit_code != 0
