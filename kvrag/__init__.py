@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kvrag.builder import BuildReport
     from kvrag.completion import AsyncStream, Completion, Stream, Timings, Usage
     from kvrag.engine import PacketEngine
+    from kvrag.estimating import BuildEstimate, estimate
     from kvrag.model import LanguageModel
     from kvrag.packet import Identity, Packet, Recipe, Scope
     from kvrag.settings import Sampling
@@ -41,6 +42,7 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "AsyncStream",
+    "BuildEstimate",
     "BuildReport",
     "Completion",
     "CorruptPacketError",
@@ -69,6 +71,7 @@ __all__ = [
     "UnsupportedModelError",
     "Usage",
     "__version__",
+    "estimate",
 ]
 
 __version__ = "0.1.0"
@@ -78,6 +81,7 @@ _HOMES = {
     "kvrag.builder": ("BuildReport",),
     "kvrag.completion": ("AsyncStream", "Completion", "Stream", "Timings", "Usage"),
     "kvrag.engine": ("PacketEngine",),
+    "kvrag.estimating": ("BuildEstimate", "estimate"),
     "kvrag.model": ("LanguageModel",),
     "kvrag.packet": ("Identity", "Packet", "Recipe", "Scope"),
     "kvrag.settings": ("Sampling",),

@@ -62,21 +62,26 @@ def ask(
         from kvrag.cli.answering import answer_from
 
         options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
+<<<<<<< HEAD
         with open_built(place, model, remote=remote, **options) as (engine, index):
+=======
+        with open_built(place, model, policy=place.policy, **options) as (engine, index):
+>>>>>>> speed
             nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
             answers = [
                 answer_from(nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens)
                 for chosen in ([strategy, _FULL] if full else [strategy])
             ]
-    if engine.strategy.attaches and not answers[0].cached_tokens:
-        warn("none of these chunks had a packet; build again with this model")
-    sources = [_source(found) for found in nodes]
-    if as_json:
-        write_json(_told(question, engine.model.name, sources, answers))
-    elif full:
-        _compare(answers, sources)
-    else:
-        _show(answers[0], sources)
+            if engine.strategy.attaches and not answers[0].cached_tokens and not engine.policy.uses:
+                warn("none of these chunks had a packet; build again with this model")
+            sources = [_source(found) for found in nodes]
+            if as_json:
+                write_json(_told(question, engine.model.name, sources, answers))
+            elif full:
+                _compare(answers, sources)
+            else:
+                _show(answers[0], sources)
+            engine.wait_for_builds()
 
 
 def _source(found: "NodeWithScore") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from kvrag.cli.app import app
 from kvrag.cli.documents import Skipped, UnreadableError, find_files, read_documents
+from kvrag.cli.estimate import show_estimate, unbuilt_engine
 from kvrag.cli.folder import StoreFolder
 from kvrag.cli.nodes import Change, make_nodes, make_splitter, name_of, plan_change
 from kvrag.cli.options import (
@@ -19,7 +20,11 @@ from kvrag.cli.options import (
     DeviceOption,
     ModelOption,
     NamespaceOption,
+<<<<<<< HEAD
     RemoteOption,
+=======
+    PolicyOption,
+>>>>>>> speed
     StoreOption,
     StrategyOption,
 )
@@ -68,23 +73,38 @@ def build(
     strategy: StrategyOption = "kv-packet",
     adapter: AdapterOption = "auto",
     codec: CodecOption = "raw",
+    policy: PolicyOption = "eager",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
+<<<<<<< HEAD
     remote: RemoteOption = None,
+=======
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Build nothing; tell sizes, times and a suitable policy.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as one JSON object.")] = False,
+>>>>>>> speed
 ) -> None:
     """Read text, Markdown, HTML and PDF files, and build a packet for every chunk.
 
     Run it again whenever files have changed, or when it was interrupted: it does what is missing.
     """
+    if as_json and not estimate:
+        raise typer.BadParameter("it belongs to --estimate", param_hint="'--json'")
     begin, place, folder = time.perf_counter(), StoreFolder(store), folder.resolve()
     found = find_files(folder, leave_out=store)
     with quiet():
+        from kvrag.policy import policy_from_name
         from kvrag.store.codecs import codec_from_name
         from kvrag.strategies import strategy_from_name
 
         strategy_from_name(strategy)  # a wrong name shall not cost the loading of a model
         codec_from_name(codec)
+<<<<<<< HEAD
         check_remote(remote)
+=======
+        policy_from_name(policy)
+>>>>>>> speed
         documents = _read(found.files, folder, found.skipped)
         _name_skipped(found.skipped, folder)
         if not documents:
@@ -93,15 +113,27 @@ def build(
         from kvrag.engine import PacketEngine
         from kvrag.store import PacketStore
 
+        options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
+        if estimate:
+            from kvrag.estimating import estimate as estimate_build
+
+            with unbuilt_engine(store, model, **options) as (engine, near):
+                texts = _seen_by_the_model(_split(documents, engine, chunk_tokens, found.skipped))
+                return show_estimate(estimate_build(engine, texts, folder=near), as_json=as_json)
         embedding = retrieval.sentence_embedding()
         place.create()
-        options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
         with (
             place.locked(),
+<<<<<<< HEAD
             PacketStore(place.packets, remote=remote) as packets,
             PacketEngine.from_pretrained(model, store=packets, **options) as engine,
+=======
+            PacketStore(place.packets) as packets,
+            PacketEngine.from_pretrained(model, store=packets, policy=policy, **options) as engine,
+>>>>>>> speed
         ):
             nodes = _split(documents, engine, chunk_tokens, found.skipped)
+            place.keep_policy(policy)
             report = engine.build(_seen_by_the_model(nodes))
             index = place.open_index(namespace, embedding)
             unreadable = [name_of(skip.path) for skip in found.skipped if not skip.unsupported]
@@ -165,6 +197,7 @@ def _show(summary: _Summary) -> None:
     skipped = f", {summary.skipped} skipped" if summary.skipped else ""
     hidden = f", {summary.hidden} hidden left out" if summary.hidden else ""
     counts = f"{packets.built} built, {packets.existing} existing"
+    counts += f", {packets.registered} registered" if packets.registered else ""
     typer.echo(f"files    {summary.files} read{skipped}{hidden}")
     typer.echo(f"chunks   {len(change.added)} added, {change.kept} unchanged, {len(change.stale)} removed")
     typer.echo(f"packets  {counts}, {packets.too_short} too short, {len(packets.rejected)} rejected")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvrag.cli.terminal import note
 from kvrag.errors import KVRagError, StoreError
+from kvrag.files import replace_file
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
@@ -23,7 +24,7 @@ class StoreFolder:
     """Where everything is.
 
     Attributes:
-        root: `packets/`, `chroma/` and `build.lock` are below it.
+        root: `packets/`, `chroma/`, `policy` and `build.lock` are below it.
     """
 
     root: Path
@@ -37,6 +38,16 @@ class StoreFolder:
     def chroma(self) -> Path:
         """Chroma's own folder."""
         return self.root / "chroma"
+
+    @property
+    def policy(self) -> str:
+        """When packets are built, as the last build said."""
+        kept = self.root / "policy"
+        return kept.read_text() if kept.is_file() else "eager"
+
+    def keep_policy(self, name: str) -> None:
+        """Have the commands that ask follow this policy."""
+        replace_file(self.root / "policy", name.encode())
 
     def create(self) -> None:
         """Make the folder, for its owner alone: it holds the documents' texts.

@@ -13,6 +13,7 @@ __all__ = [
     "JsonOption",
     "ModelOption",
     "NamespaceOption",
+    "PolicyOption",
     "RemoteOption",
     "StoreOption",
     "StrategyOption",
@@ -39,6 +40,12 @@ AdapterOption = Annotated[
 ]
 CodecOption = Annotated[
     str, typer.Option("--codec", help="How packets are stored: raw, or in fewer bytes: int8, fp8 or int4.")
+]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        "--policy", help="When packets are built: eager, on-first-use, hot-set (after two uses) or hot-set=N (after N)."
+    ),
 ]
 NamespaceOption = Annotated[
     str, typer.Option("--namespace", help="Whose documents: those of one namespace are invisible in another.")

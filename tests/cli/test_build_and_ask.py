@@ -1,5 +1,6 @@
 """From a folder of files to answers."""
 
+import json
 import os
 import shutil
 import socket
@@ -271,3 +272,35 @@ def test_question_and_answer_must_leave_room_for_a_chunk(documents, build, kvrag
     result = kvrag("ask", "goats", "--model", model, "--max-new-tokens", 4096)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "lower --max-new-tokens" in result.stderr
+
+
+def test_an_estimate_builds_nothing_and_says_what_a_build_would(documents, kvrag, model, build, tmp_path):
+    result = kvrag("build", documents, "--model", model, "--estimate")
+    assert result.exit_code == 0, result.stderr
+    assert "nothing was built" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["documents"]
+    told = json.loads(kvrag("build", documents, "--model", model, "--estimate", "--json").stdout)
+    assert (told["chunks"], told["policy"]) == (5, "eager")
+    build(documents)
+    (stat,) = [json.loads(kvrag("store", "stat", "--json").stdout)]
+    assert told["bytes"]["raw"] == stat["bytes"]
+
+
+def test_json_belongs_to_an_estimate(documents, kvrag):
+    assert kvrag("build", documents, "--json").exit_code == 2
+
+
+def test_a_build_on_first_use_leaves_packets_to_the_questions(documents, build, ask, kvrag):
+    result = build(documents, "--policy", "on-first-use")
+    assert packets(result.stdout) == "packets  0 built, 0 existing, 5 registered, 0 too short, 0 rejected"
+    first, again = (ask("How many goats does the night boat carry?", "--top-k", 2) for _ in range(2))
+    assert first["cached_tokens"] == 0
+    assert again["cached_tokens"] > 30
+    assert json.loads(kvrag("store", "stat", "--json").stdout)["packets"] == 2
+    assert packets(build(documents).stdout) == "packets  3 built, 2 existing, 0 too short, 0 rejected"
+
+
+def test_an_unknown_policy_is_refused_before_a_model_is_loaded(documents, kvrag):
+    result = kvrag("build", documents, "--model", "nowhere", "--policy", "lazy")
+    assert result.exit_code != 0
+    assert "expected a policy out of eager" in result.stderr

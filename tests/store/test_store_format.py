@@ -378,4 +378,5 @@ def test_any_shape_survives_a_codec(codec, data):
     again = torch.full(shape, torch.nan)
     CODECS[codec].decode(stored, again)
     step = {"raw": 0.0, "int8": 1 / 254, "fp8": 1 / 28, "int4": 1 / 14}[codec]
+    step *= 1 + 2**-10  # scales are rounded to float16
     assert (again - layer).abs().max() <= step * layer.abs().max() + (0 if codec == "raw" else 1e-4)
