@@ -4,7 +4,8 @@
     root/quarantine/<key>.<nanoseconds>.safetensors
 
 A writer keeps a lock (`flock`) on its file from the first byte until the packet is in the index. A file that nobody has
-locked and that is not in the index was therefore left by a writer that died.
+locked and that is not in the index was therefore left by a writer that died. From the rename until then it also shares
+the lock of the folder: who takes a packet away has that lock alone, so that he never takes away one that was just put.
 """
 
 import fcntl
@@ -12,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from uuid import uuid4
@@ -61,12 +62,35 @@ class DiskTier:
             StoreError: the disk is full or cannot be written; nothing is left behind.
         """
         path = self.path(packet.scope.identity.digest, packet.key)
-        try:
-            file, row = _write(path, packet)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error}; free or choose another disk, then build again") from error
-        with file:
+        with ExitStack() as locks:
+            try:
+                row = _write(path, packet, locks)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot write {path}: {error}; free or choose another disk, then build again"
+                ) from error
             yield row
+
+    def touch(self, path: Path) -> bool:
+        """Note that somebody relies on a packet file from now on; False when there is none."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a folder that cannot be written
+            return path.exists()
+        return True
+
+    @contextmanager
+    def taking_away(self, path: Path) -> Iterator[None]:
+        """Keeps everybody from putting packets into the folder of `path`; begin it before any transaction.
+
+        Raises:
+            OSError: the folder cannot be made or read.
+        """
+        _make_folder(path.parent)  # or nothing could keep others from making it
+        with _locked(path.parent, fcntl.LOCK_EX):
+            yield
 
     def read(self, row: PacketRow) -> Packet:
         """The packet of a row, every byte checked.
@@ -97,7 +121,7 @@ class DiskTier:
             os.replace(path, self.quarantined / f"{path.stem}.{time.time_ns()}{SUFFIX}")
 
     def remove(self, row: PacketRow) -> None:
-        """Delete a packet's file; its row must be gone already."""
+        """Delete a packet's file while `taking_away`; its row must be gone already."""
         self.path(row.identity, row.key).unlink(missing_ok=True)
 
     def files(self) -> Iterator[Path]:
@@ -132,21 +156,22 @@ def sweep(path: Path) -> bool:
     return True
 
 
-def _write(path: Path, packet: Packet) -> tuple[FileIO, PacketRow]:
-    """The durable, still locked file at `path`, and its row."""
+def _write(path: Path, packet: Packet, locks: ExitStack) -> PacketRow:
+    """Write the file at `path`, durable and locked until `locks` end, and return its row."""
     _make_folder(path.parent)
     file, temporary = _create_temporary(path.parent)
+    locks.enter_context(file)
     try:
         header = write_packet(file.fileno(), packet)
         os.fsync(file.fileno())
         row = PacketRow.of(header, os.fstat(file.fileno()).st_size)
+        folder = locks.enter_context(_locked(path.parent, fcntl.LOCK_SH))
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        os.fsync(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        file.close()
         raise
-    return file, row
+    return row
 
 
 def _create_temporary(folder: Path) -> tuple[FileIO, Path]:
@@ -157,6 +182,16 @@ def _create_temporary(folder: Path) -> tuple[FileIO, Path]:
         if os.fstat(file.fileno()).st_nlink:
             return file, path
         file.close()  # a sweep came between creating and locking: try again
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, kind)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _make_folder(path: Path) -> None:

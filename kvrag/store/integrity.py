@@ -9,7 +9,9 @@ from kvrag.store.disk import TEMPORARY, DiskTier, is_abandoned, key_of, sweep
 from kvrag.store.index import Index
 from kvrag.store.records import PacketRow, Problem, RepairReport
 
-__all__ = ["repair", "verify"]
+__all__ = ["give_up", "repair", "verify"]
+
+_MENDED = ("corrupt", "mismatch", "missing", "orphan")
 
 
 def verify(disk: DiskTier, index: Index, *, deep: bool) -> Iterator[Problem]:
@@ -33,23 +35,57 @@ def repair(disk: DiskTier, index: Index) -> RepairReport:
 
     Raises:
         StoreError: the store cannot be written, or its index comes from a newer kvrag.
+        OSError: a file cannot be moved.
     """
     broken = index.set_aside() if index.damage() is not None else None
     done: Counter[str] = Counter()
     for problem in verify(disk, index, deep=True):
-        if problem.kind in ("missing", "corrupt", "mismatch") and problem.key is not None:
-            index.remove(problem.key)  # its texts too: what led to a wrong row is not to be trusted
-        if problem.kind in ("orphan", "mismatch"):
-            index.add(disk.check(problem.path, deep=False), ())
-            done["adopted"] += 1
-        elif problem.kind == "corrupt":
-            disk.quarantine(problem.path)
-            done["quarantined"] += 1
-        elif problem.kind == "missing":
-            done["dropped"] += 1
-        elif problem.kind == "temporary":
+        if problem.kind == "temporary":
             done["swept"] += sweep(problem.path)
+        elif problem.kind in _MENDED:
+            with disk.taking_away(problem.path):
+                done[_mend(disk, index, problem)] += 1
+    del done[""]
     return RepairReport(**done, broken_index=broken)
+
+
+def give_up(disk: DiskTier, index: Index, row: PacketRow) -> None:
+    """Forget a packet whose file is bad or gone, and move the file aside, unless somebody has put it again meanwhile.
+
+    Raises:
+        StoreError: the index cannot be written.
+        OSError: the file cannot be read or moved.
+    """
+    path = disk.path(row.identity, row.key)
+    with disk.taking_away(path):
+        problem = _check_row(disk, row, deep=True)
+        if problem is not None and problem.kind in ("corrupt", "missing"):
+            disk.quarantine(path)
+            index.remove(row.key)
+
+
+def _mend(disk: DiskTier, index: Index, problem: Problem) -> str:
+    """Set right what is still wrong now that nobody can put a packet there, and name it as `RepairReport` does."""
+    key, path = key_of(problem.path), problem.path
+    row = index.row(key) if key else None
+    if problem.kind != "orphan":
+        deep = problem.kind == "corrupt"
+        is_its_row = row is not None and disk.path(row.identity, row.key) == path
+        now = _check_row(disk, row, deep) if row and is_its_row else _check_file(disk, index, path, deep)
+        if now is None or now.kind != problem.kind:
+            return ""
+        if row and is_its_row:
+            index.remove(row.key)  # its texts too: what led to a wrong row is not to be trusted
+    if problem.kind == "missing":
+        return "dropped"
+    if problem.kind == "corrupt":
+        disk.quarantine(path)
+        return "quarantined"
+    try:
+        index.add(disk.check(path, deep=False), ())
+    except (CorruptPacketError, FileNotFoundError):  # it has just been taken away, or changed
+        return ""
+    return "adopted"
 
 
 def _check_row(disk: DiskTier, row: PacketRow, deep: bool) -> Problem | None:

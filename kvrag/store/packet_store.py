@@ -10,17 +10,19 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Unpack
 
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.matching import TextMatcher, fingerprint
 from kvrag.packet import Packet, PacketKey, Scope
-from kvrag.store import integrity
+from kvrag.store import gc, integrity, usage
 from kvrag.store.connection import CorruptIndexError
 from kvrag.store.disk import DiskTier
 from kvrag.store.index import Index
 from kvrag.store.matchers import Matchers
 from kvrag.store.memory import Hold, HostMemory
 from kvrag.store.records import PacketRow, Problem, RepairReport, StoreStat
+from kvrag.store.usage import StoreUsage
 
 __all__ = ["PacketStore"]
 
@@ -69,7 +71,7 @@ class PacketStore:
         """
         found = [known for known in map(fingerprint, texts) if known]
         path = self._disk.path(packet.scope.identity.digest, packet.key)
-        if path.exists() and self._index.add_texts(packet.scope.digest, packet.key, found):
+        if self._disk.touch(path) and self._index.add_texts(packet.scope.digest, packet.key, found):
             return
         with self._disk.publish(packet) as row:
             self._index.add(row, found)
@@ -93,6 +95,7 @@ class PacketStore:
             StoreError: the scope has no such packet.
         """
         found = fingerprint(text)
+        self._disk.touch(self._disk.path(scope.identity.digest, key))
         if found and not self._index.add_texts(scope.digest, key, [found]):
             raise StoreError(f"expected packet {key} in this scope, found none: put it before registering its texts")
 
@@ -122,8 +125,12 @@ class PacketStore:
         self._memory.discard(key)
         if row is None:
             return False
-        removed = self._index.remove(key)  # before the file: a row always has one
-        self._disk.remove(row)
+        try:
+            with self._disk.taking_away(self._disk.path(row.identity, key)):
+                removed = self._index.remove(key)  # before the file: a row always has one
+                self._disk.remove(row)
+        except OSError as error:
+            raise StoreError(f"cannot remove packet {key}: {error}; check the disk and its permissions") from error
         return removed
 
     def ls(self) -> Iterator[PacketRow]:
@@ -156,6 +163,21 @@ class PacketStore:
         Adopted packets are found by key only, until whoever knows their texts registers them again.
         """
         return integrity.repair(self._disk, self._index)
+
+    def gc(self, texts: Iterable[str] | None, **options: Unpack[gc.GcOptions]) -> gc.GcReport:
+        """Remove packets that no text in use leads to; options, result and errors: see `kvrag.store.gc.collect`.
+
+        Safe while others build and answer, as long as no build takes longer than the grace period between asking for a
+        packet and making its text one of those in use.
+        """
+        report = gc.collect(self._disk, self._index, texts, **options)
+        for row in () if report.dry_run else report.removed:
+            self._memory.discard(row.key)
+        return report
+
+    def usage(self) -> StoreUsage:
+        """Where the bytes on disk are."""
+        return usage.measure(self._disk, self._index)
 
     def close(self) -> None:
         """Let go of the index; packets handed out stay valid."""
@@ -209,6 +231,5 @@ class PacketStore:
             logger.warning("packet cannot be read: %s", error)
             return None
         with suppress(StoreError, OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
-            self._disk.quarantine(self._disk.path(row.identity, key))
-            self._index.remove(key)
+            integrity.give_up(self._disk, self._index, row)
         return None
