@@ -83,6 +83,7 @@ def _mend(disk: DiskTier, index: Index, problem: Problem) -> str:
         return "quarantined"
     try:
         index.add(disk.check(path, deep=False), ())
+        disk.touch(path)  # or it could be swept away before its texts are registered again
     except (CorruptPacketError, FileNotFoundError):  # it has just been taken away, or changed
         return ""
     return "adopted"

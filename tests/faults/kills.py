@@ -119,6 +119,8 @@ class Trial:
                 for seed in SEEDS:
                     store.put(toy_packet(seed), [toy_text(seed)])
             self.by_text, self.by_file = set(SEEDS), set(SEEDS)
+        if operation == "gc":
+            self.by_file &= self.by_text  # what no text leads to is not in use
         number = 2 if operation == "build" and arm is None else 1
         children = [self.start(operation, arm, seed) for seed in self.chance.choices(range(1000), k=number)]
         time.sleep(0 if arm else self.chance.uniform(0, LONGEST))

@@ -151,6 +151,17 @@ def test_a_packet_that_is_just_being_put_is_not_taken_away(store, child):
     assert list(store.verify()) == []
 
 
+def test_packets_that_a_repair_adopted_are_young(store):
+    for seed in range(4):
+        os.utime(store._disk.path(IDENTITY.digest, toy_packet(seed).key), (0, 0))
+    for path in store.root.glob("index.sqlite*"):
+        path.unlink()
+    assert store.repair().adopted == 4
+    with store._index._write.transaction() as sqlite:
+        sqlite.execute("UPDATE packets SET created = 0")
+    assert store.gc([toy_text(0)], grace=HOUR).removed == ()
+
+
 def test_superseded_identities_go_whatever_leads_to_them(store):
     store.put(toy_packet(0, scope=OTHER_MODEL), [toy_text(0)])
     report = store.gc(None, grace=0, identities=[OTHER_MODEL.identity.digest])
