@@ -105,6 +105,7 @@ class Connection:
 
     def _reopen(self) -> None:
         self.disconnect()
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the whole store may have been deleted
         with locked_folder(self._path.parent):
             with suppress(FileExistsError):  # SQLite would create it readable for everybody
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))

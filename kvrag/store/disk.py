@@ -117,6 +117,7 @@ class DiskTier:
 
     def quarantine(self, path: Path) -> None:
         """Move a bad file where nobody reads it; nothing happens when it is gone."""
+        _make_folder(self.quarantined)  # it may have been deleted
         with suppress(FileNotFoundError):  # another reader was first
             os.replace(path, self.quarantined / f"{path.stem}.{time.time_ns()}{SUFFIX}")
 

@@ -172,7 +172,7 @@ def _remove(disk: DiskTier, index: Index, dead: list[PacketRow], sweep: _Sweep) 
 def _empty_quarantine(disk: DiskTier, age: float, dry_run: bool) -> dict[Path, int]:
     """Delete what has been in quarantine for so many seconds; the files and their bytes."""
     found: dict[Path, int] = {}
-    for path in sorted(disk.quarantined.iterdir()):
+    for path in sorted(disk.quarantined.glob("*")):
         with suppress(FileNotFoundError):
             status = os.lstat(path)
             moved = max(status.st_mtime, status.st_ctime)  # a rename is the last change of a file's status

@@ -73,7 +73,7 @@ def measure(disk: DiskTier, index: Index) -> StoreUsage:
     ]
     return StoreUsage(
         scopes=tuple(sorted(scopes, key=lambda scope: (-scope.bytes, scope.namespace, scope.identity))),
-        quarantine=_add_up(disk.quarantined.iterdir()),
+        quarantine=_add_up(disk.quarantined.glob("*")),
         temporary=_add_up(path for path in disk.files() if path.suffix == TEMPORARY),
         index=_add_up(index.path.parent.glob(f"{index.path.name}*")),
     )

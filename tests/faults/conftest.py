@@ -14,3 +14,10 @@ SHORT, LONG = 12, 250
 def kills() -> int:
     """How many processes are killed: a few among the other tests, many with KVRAG_FAULTS=long (`make faults`)."""
     return LONG if os.environ.get("KVRAG_FAULTS") == "long" else SHORT
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
