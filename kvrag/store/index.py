@@ -122,11 +122,12 @@ class Index:
     def texts_after(self, scope: str, rowid: int) -> np.ndarray:
         """`[N, 4]` int64 rowid, head, hash and length of the scope's texts registered after `rowid`."""
         with self._read.use() as sqlite:
-            found = sqlite.execute(
+            cursor = sqlite.execute(
                 "SELECT rowid, head, hash, length FROM texts WHERE scope = ? AND rowid > ? ORDER BY rowid",
                 (scope, rowid),
-            ).fetchall()
-        return np.array(found, dtype=np.int64).reshape(-1, 4)
+            )
+            pages = iter(lambda: cursor.fetchmany(PAGE), [])  # Python's numbers take ten times as much memory
+            return np.concatenate([np.empty((0, 4), np.int64), *(np.array(page, np.int64) for page in pages)])
 
     def totals(self) -> tuple[dict[tuple[str, str], ScopeStat], int]:
         """Packets and bytes by `(namespace, identity digest)`, and the number of texts."""
