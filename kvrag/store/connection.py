@@ -30,6 +30,7 @@ CREATE TABLE deletions (texts INTEGER NOT NULL);
 INSERT INTO deletions VALUES (0);
 """
 BUSY_S = 60.0
+CACHE_KIB = 512  # the system caches the file anyway
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # the last: a table is missing
 
 
@@ -160,6 +161,7 @@ def _prepare(sqlite: sqlite3.Connection, path: Path) -> None:
         )
     sqlite.execute("PRAGMA journal_mode = WAL")
     sqlite.execute("PRAGMA synchronous = FULL")
+    sqlite.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     if version == 0:
         sqlite.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 

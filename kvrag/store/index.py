@@ -126,8 +126,7 @@ class Index:
                 "SELECT rowid, head, hash, length FROM texts WHERE scope = ? AND rowid > ? ORDER BY rowid",
                 (scope, rowid),
             )
-            pages = iter(lambda: cursor.fetchmany(PAGE), [])  # Python's numbers take ten times as much memory
-            return np.concatenate([np.empty((0, 4), np.int64), *(np.array(page, np.int64) for page in pages)])
+            return np.fromiter(cursor, np.dtype((np.int64, 4)))  # a list of Python's numbers takes ten times the memory
 
     def totals(self) -> tuple[dict[tuple[str, str], ScopeStat], int]:
         """Packets and bytes by `(namespace, identity digest)`, and the number of texts."""

@@ -212,7 +212,7 @@ CODECS = st.sampled_from(["raw", "int8", "fp8", "int4", "zip"])
 def test_a_header_cannot_make_a_reader_allocate_more_than_its_file_deserves(
     tmp_path_factory, shape, codec, dtype, raw_layers, surplus
 ):
-    """Well formed and of the right size wherever that is possible; int4 of float64 stands for nearly 16 times its bytes."""
+    """Well formed and of the right size wherever that is possible; int4 is up to 16 times shorter."""
     header = header_of(shape, codec, dtype, raw_layers)
     try:
         preamble = format._preamble(header.model_dump_json(), header, 5)
