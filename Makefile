@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test test-oldest lint format bench clean
+.PHONY: help setup demo test faults test-oldest lint format bench clean
 
 help:
 	@echo "make demo         a real model answers questions, with packets and by full recompute"
 	@echo "make test         run the tests"
+	@echo "make faults       kill, tear, flip and fill up for longer than the tests do (a few minutes)"
 	@echo "make lint         ruff and pyright"
 	@echo "make bench        measure into benchmarks/results/ (about 20 minutes; leave the machine alone)"
 	@echo "make test-oldest  the model and engine tests on the oldest transformers that is supported"
@@ -29,6 +30,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+faults: $(READY)
+	KVRAG_FAULTS=long $(BIN)/python -m pytest tests/faults
 
 test-oldest:
 	$(MAKE) setup VENV=.venv-oldest

@@ -13,7 +13,7 @@ from kvrag.attach import ComputedStates
 from kvrag.builder import BuildReport, Chunk, batches, encode_batch, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
 from kvrag.deferred import DeferredBuilds
-from kvrag.errors import KVRagError, PromptError, PromptTooLongError
+from kvrag.errors import KVRagError, PromptError, PromptTooLongError, StoreError
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
 from kvrag.packet import Scope
@@ -366,10 +366,14 @@ class PacketEngine:
                 continue
             key = scope.key(chunk.ids)
             if self.store.has(key, scope):
-                self.store.register(scope, text, key)
-                report.existing += 1
-            else:
-                missing.append(chunk)
+                try:
+                    self.store.register(scope, text, key)
+                    report.existing += 1
+                    continue
+                except StoreError:
+                    if self.store.has(key, scope):
+                        raise
+            missing.append(chunk)  # it never was there, or somebody has just removed it
         return missing
 
     def _notice_changed_weights(self) -> None:

@@ -62,11 +62,7 @@ def ask(
         from kvrag.cli.answering import answer_from
 
         options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
-<<<<<<< HEAD
-        with open_built(place, model, remote=remote, **options) as (engine, index):
-=======
-        with open_built(place, model, policy=place.policy, **options) as (engine, index):
->>>>>>> speed
+        with open_built(place, model, policy=place.policy, remote=remote, **options) as (engine, index):
             nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
             answers = [
                 answer_from(nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens)

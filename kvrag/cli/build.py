@@ -20,11 +20,8 @@ from kvrag.cli.options import (
     DeviceOption,
     ModelOption,
     NamespaceOption,
-<<<<<<< HEAD
-    RemoteOption,
-=======
     PolicyOption,
->>>>>>> speed
+    RemoteOption,
     StoreOption,
     StrategyOption,
 )
@@ -76,14 +73,11 @@ def build(
     policy: PolicyOption = "eager",
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
-<<<<<<< HEAD
     remote: RemoteOption = None,
-=======
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Build nothing; tell sizes, times and a suitable policy.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the estimate as one JSON object.")] = False,
->>>>>>> speed
 ) -> None:
     """Read text, Markdown, HTML and PDF files, and build a packet for every chunk.
 
@@ -100,11 +94,8 @@ def build(
 
         strategy_from_name(strategy)  # a wrong name shall not cost the loading of a model
         codec_from_name(codec)
-<<<<<<< HEAD
         check_remote(remote)
-=======
         policy_from_name(policy)
->>>>>>> speed
         documents = _read(found.files, folder, found.skipped)
         _name_skipped(found.skipped, folder)
         if not documents:
@@ -124,13 +115,8 @@ def build(
         place.create()
         with (
             place.locked(),
-<<<<<<< HEAD
             PacketStore(place.packets, remote=remote) as packets,
-            PacketEngine.from_pretrained(model, store=packets, **options) as engine,
-=======
-            PacketStore(place.packets) as packets,
             PacketEngine.from_pretrained(model, store=packets, policy=policy, **options) as engine,
->>>>>>> speed
         ):
             nodes = _split(documents, engine, chunk_tokens, found.skipped)
             place.keep_policy(policy)

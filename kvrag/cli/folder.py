@@ -91,6 +91,10 @@ class StoreFolder:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def collection(self, namespace: str) -> str:
+        """Name of the namespace's collection; Chroma allows few characters in names."""
+        return "kvrag-" + hashlib.sha256(namespace.encode()).hexdigest()[:16]
+
     def open_index(self, namespace: str, embedding: "BaseEmbedding") -> "VectorStoreIndex":
         """The namespace's collection, made if missing.
 
@@ -100,9 +104,9 @@ class StoreFolder:
         """
         from kvrag.demo import retrieval
 
-        name = "kvrag-" + hashlib.sha256(namespace.encode()).hexdigest()[:16]  # Chroma allows few characters in names
         try:
-            return retrieval.open_index(self.chroma.absolute(), name, embedding)  # Chroma keeps its clients by path
+            folder = self.chroma.absolute()  # Chroma keeps its clients by path
+            return retrieval.open_index(folder, self.collection(namespace), embedding)
         except (KVRagError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of Chroma's Rust part is no Exception

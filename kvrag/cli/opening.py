@@ -27,12 +27,8 @@ def open_built(
         place: where they are.
         model: "demo", a folder or a hub id.
         namespace: whose chunks.
-<<<<<<< HEAD
         remote: where packets are shared with other machines.
-        options: `strategy`, `adapter`, `codec` and `device` of the engine.
-=======
         options: `strategy`, `adapter`, `codec`, `policy` and `device` of the engine.
->>>>>>> speed
 
     Raises:
         SettingsError: no strategy or codec has that name, or the remote is none.

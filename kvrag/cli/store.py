@@ -20,12 +20,12 @@ from kvrag.cli.terminal import printable, quiet, results, write_json
 from kvrag.errors import SettingsError
 
 if TYPE_CHECKING:
-    from kvrag.store import PacketStore, Problem
+    from kvrag.store import PacketStore, Problem, ScopeUsage
 
-__all__ = ["ls", "push", "repair", "stat", "verify"]
+__all__ = ["du", "ls", "open_store", "push", "repair", "stat", "store_commands", "verify"]
 
-_store = typer.Typer(help="Look at a packet store, check it and mend it.")
-app.add_typer(_store, name="store")
+store_commands = typer.Typer(help="Look at a packet store, check it, mend it and keep it small.")
+app.add_typer(store_commands, name="store")
 
 _REMEDIES = {
     "corrupt": "`kvrag store repair` moves the file into quarantine; then build again",
@@ -39,10 +39,22 @@ _REMEDIES = {
 }
 
 
-@_store.command()
+def open_store(root: Path, remote: str | None = None) -> "PacketStore":
+    """The packet store at `root`, or the one in the folder that `kvrag build` made there.
+
+    Raises:
+        StoreError: there is none, or it cannot be used.
+    """
+    folder = packet_store_in(root)  # before the import, which takes seconds
+    from kvrag.store import PacketStore
+
+    return PacketStore(folder, remote=remote)
+
+
+@store_commands.command()
 def ls(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """List all packets."""
-    with quiet(), _open(store, remote) as packets:
+    with quiet(), open_store(store, remote) as packets:
         rows = list(packets.ls())
     if as_json:
         write_json([asdict(row) for row in rows])
@@ -58,10 +70,10 @@ def ls(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json
     results().print(table)
 
 
-@_store.command()
+@store_commands.command()
 def stat(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Show how large a store is, and for whom it was built."""
-    with quiet(), _open(store, remote) as packets:
+    with quiet(), open_store(store, remote) as packets:
         found = packets.stat()
     scopes = [
         {"namespace": namespace, "identity": identity, **asdict(size)}
@@ -89,12 +101,12 @@ def stat(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_js
         out.print(table)
 
 
-@_store.command()
+@store_commands.command()
 def push(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Upload what the remote does not have yet, and wait for it; exits with 1 when something is left."""
     if remote is None:
         raise SettingsError("expected a remote to upload packets to, found none; give --remote or set KVRAG_REMOTE")
-    with quiet(), _open(store, remote) as packets:
+    with quiet(), open_store(store, remote) as packets:
         left = upload(packets)
         total = packets.stat().packets
     if as_json:
@@ -105,10 +117,10 @@ def push(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_js
         raise typer.Exit(FAILURE)
 
 
-@_store.command()
+@store_commands.command()
 def verify(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Read every byte and compare it with the index; exits with 1 when something is wrong."""
-    with quiet(), _open(store, remote) as packets:
+    with quiet(), open_store(store, remote) as packets:
         with Console(stderr=True).status("reading every packet"):
             problems = list(packets.verify())
         size = None if any(problem.kind == "index" for problem in problems) else packets.stat()
@@ -122,10 +134,10 @@ def verify(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_
         raise typer.Exit(FAILURE)
 
 
-@_store.command()
+@store_commands.command()
 def repair(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Make files and index agree again; no good packet is lost. Exits with 1 when something is left to do by hand."""
-    with quiet(), _open(store, remote) as packets:
+    with quiet(), open_store(store, remote) as packets:
         with Console(stderr=True).status("reading every packet"):
             report = packets.repair()
         left = list(packets.verify(deep=False))
@@ -144,11 +156,26 @@ def repair(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_
         raise typer.Exit(FAILURE)
 
 
-def _open(root: Path, remote: str | None) -> "PacketStore":
-    folder = packet_store_in(root)  # before the import, which takes seconds
-    from kvrag.store import PacketStore
-
-    return PacketStore(folder, remote=remote)
+@store_commands.command()
+def du(store: StoreOption = Path(".kvrag"), as_json: JsonOption = False) -> None:
+    """Show where the bytes are: by namespace and identity, the largest first, and what else takes room."""
+    with quiet(), open_store(store) as packets:
+        found = packets.usage()
+    others = {name: asdict(getattr(found, name)) for name in ("quarantine", "temporary", "index")}
+    if as_json:
+        write_json({"bytes": found.bytes, "scopes": [_used(scope) for scope in found.scopes]} | others)
+        return
+    table = Table("namespace", "identity", "codec", "dtype", "adapter", box=None)
+    for name in ("files", "size"):
+        table.add_column(name, justify="right")
+    for scope in found.scopes:
+        of = (scope.of.codec, scope.of.dtype, scope.of.adapter[:12] or "none") if scope.of else ("?", "?", "?")
+        names = Text(printable(scope.namespace)), scope.identity[:12], *of
+        table.add_row(*names, str(scope.packets), decimal(scope.bytes))
+    for name, size in others.items():
+        table.add_row(f"({name})", "", "", "", "", str(size["files"]), decimal(size["bytes"]))
+    results().print(table)
+    typer.echo(f"{decimal(found.bytes)} in all")
 
 
 def _told(problem: "Problem") -> dict[str, str | None]:
@@ -160,3 +187,8 @@ def _told(problem: "Problem") -> dict[str, str | None]:
 def _explain(problems: "Iterable[Problem]") -> None:
     for problem in problems:
         typer.echo(f"{problem.kind}: {printable(f'{problem.path}: {problem.message}')}\n  {_REMEDIES[problem.kind]}")
+
+
+def _used(scope: "ScopeUsage") -> dict[str, str | int | None]:
+    told = {"namespace": scope.namespace, "identity": scope.identity, "packets": scope.packets, "bytes": scope.bytes}
+    return told | {name: getattr(scope.of, name, None) for name in ("codec", "dtype", "adapter")}

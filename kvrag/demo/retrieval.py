@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from kvrag.errors import KVRagError
 
 if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
     from llama_index.core import VectorStoreIndex
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.schema import BaseNode
 
-__all__ = ["MissingExtraError", "add_nodes", "node_count", "open_index", "sentence_embedding"]
+__all__ = ["MissingExtraError", "add_nodes", "node_count", "open_collections", "open_index", "sentence_embedding"]
 
 _BATCH = 512
 
@@ -71,17 +72,31 @@ def open_index(folder: Path, name: str, embedding: "BaseEmbedding") -> "VectorSt
         MissingExtraError: Chroma or LlamaIndex is missing.
     """
     try:
-        import chromadb
-        from chromadb.config import Settings
         from llama_index.core import VectorStoreIndex
         from llama_index.vector_stores.chroma import ChromaVectorStore
     except ImportError as error:
         raise MissingExtraError(str(error.name)) from error
     folder.mkdir(parents=True, exist_ok=True)
-    client = chromadb.PersistentClient(str(folder.absolute()), settings=Settings(anonymized_telemetry=False))
-    collection = client.get_or_create_collection(name, metadata={"hnsw:space": "cosine"}, embedding_function=None)
+    collection = _client(folder).get_or_create_collection(
+        name, metadata={"hnsw:space": "cosine"}, embedding_function=None
+    )
     store = ChromaVectorStore(chroma_collection=collection)
     return VectorStoreIndex.from_vector_store(store, embed_model=embedding)
+
+
+def open_collections(folder: Path, names: Sequence[str] = ()) -> list[Any]:
+    """The Chroma collections in `folder` of these names, or all of them.
+
+    Raises:
+        KVRagError: there is none of a name.
+        MissingExtraError: Chroma is missing.
+    """
+    client = _client(folder)
+    present = sorted(collection.name for collection in client.list_collections())
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise KVRagError(f"expected a collection {missing[0]!r} in {folder}, found: {', '.join(present) or 'none'}")
+    return [client.get_collection(name, embedding_function=None) for name in names or present]
 
 
 def node_count(index: "VectorStoreIndex") -> int:
@@ -93,3 +108,12 @@ def add_nodes(index: "VectorStoreIndex", nodes: "Sequence[BaseNode]") -> None:
     """Embed and add nodes, in batches that Chroma takes; nodes whose id is there already are left alone."""
     for first in range(0, len(nodes), _BATCH):
         index.insert_nodes(list(nodes[first : first + _BATCH]))
+
+
+def _client(folder: Path) -> "ClientAPI":
+    try:
+        import chromadb
+        from chromadb.config import Settings
+    except ImportError as error:
+        raise MissingExtraError(str(error.name)) from error
+    return chromadb.PersistentClient(str(folder.absolute()), settings=Settings(anonymized_telemetry=False))

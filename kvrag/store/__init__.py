@@ -1,12 +1,16 @@
 """Packets in host memory, on disk and on a remote, and the index that finds them by text."""
 
+from kvrag.store.gc import GcReport
 from kvrag.store.memory import Hold
 from kvrag.store.metrics import StoreMetrics
 from kvrag.store.packet_store import PacketStore
 from kvrag.store.records import PacketRow, Problem, ProblemKind, RepairReport, ScopeStat, StoreStat, TierStat
 from kvrag.store.tiers import Tier
+from kvrag.store.usage import FileUsage, ScopeUsage, StoreUsage
 
 __all__ = [
+    "FileUsage",
+    "GcReport",
     "Hold",
     "PacketRow",
     "PacketStore",
@@ -14,8 +18,10 @@ __all__ = [
     "ProblemKind",
     "RepairReport",
     "ScopeStat",
+    "ScopeUsage",
     "StoreMetrics",
     "StoreStat",
+    "StoreUsage",
     "Tier",
     "TierStat",
 ]

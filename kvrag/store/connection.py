@@ -5,8 +5,9 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 from kvrag.errors import StoreError
 from kvrag.store.schema import migrate
@@ -14,6 +15,7 @@ from kvrag.store.schema import migrate
 __all__ = ["Connection", "CorruptIndexError", "locked_folder"]
 
 BUSY_S = 60.0
+CACHE_KIB = 512  # the system caches the file anyway
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}  # the last: a table is missing
 
 
@@ -36,24 +38,15 @@ class Connection:
         self._sqlite: sqlite3.Connection | None = None
         self._inherited: list[sqlite3.Connection] = []
         self._closed = False
+        self._use = _Use(self)
 
-    @contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]:
+    def use(self) -> AbstractContextManager[sqlite3.Connection]:
         """The connection, for this thread alone.
 
         Raises:
             StoreError: the index cannot be opened or written, or is damaged.
         """
-        with self._lock:
-            if self._closed:
-                raise StoreError(f"the packet store at {self._path.parent} is closed; open it again")
-            try:
-                if self._sqlite is None or self._file != _file(self._path):
-                    self._reopen()
-                assert self._sqlite is not None
-                yield self._sqlite
-            except (sqlite3.Error, OSError) as error:
-                raise _explained(self._path, error) from error
+        return self._use
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -91,19 +84,51 @@ class Connection:
             self.disconnect()
             self._closed = True
 
+    def _current(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreError(f"the packet store at {self._path.parent} is closed; open it again")
+        if self._sqlite is None or self._file != _file(self._path):
+            self._reopen()
+        assert self._sqlite is not None
+        return self._sqlite
+
     def _reopen(self) -> None:
         self.disconnect()
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the whole store may have been deleted
         with locked_folder(self._path.parent):
             with suppress(FileExistsError):  # SQLite would create it readable for everybody
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             sqlite = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
                 migrate(sqlite, self._path)
+                sqlite.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             except BaseException:
                 sqlite.close()
                 raise
             self._sqlite, self._file = sqlite, _file(self._path)
             self.opened += 1
+
+
+class _Use:
+    """What `with` enters for every look at the index; a generator would take as long as SQLite does."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._connection._lock.acquire()
+        try:
+            return self._connection._current()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection._lock.release()
+        if isinstance(error, sqlite3.Error | OSError):
+            raise _explained(self._connection._path, error) from error
 
 
 @contextmanager

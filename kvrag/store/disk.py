@@ -20,10 +20,10 @@ from kvrag.matching import Fingerprint
 from kvrag.packet import Packet, PacketKey
 from kvrag.store.blocks import Allocator, BlockArena
 from kvrag.store.budget import DiskBudget, packet_files
-from kvrag.store.format import read_header, read_packet, write_packet
+from kvrag.store.format import read_header, read_packet
 from kvrag.store.index import Index
 from kvrag.store.metrics import StoreMetrics
-from kvrag.store.publishing import SUFFIX, create_temporary, make_folder, packet_path, sync_folder
+from kvrag.store.publishing import SUFFIX, create_temporary, make_folder, packet_path, write_file
 from kvrag.store.records import PacketRow
 
 __all__ = ["DiskTier"]
@@ -81,7 +81,6 @@ class DiskTier:
         row = self._index.row(key)
         if row is None:
             return None
-        path = self.path(row.identity, key)
         try:
             packet = self.read(row)
             self._metrics.bytes_read.labels(self.name).inc(row.bytes)
@@ -89,17 +88,14 @@ class DiskTier:
         except CorruptPacketError as error:
             self._metrics.corrupt.labels(self.name).inc()
             logger.warning("packet moved into quarantine: %s", error)
-            with suppress(OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
-                self.quarantine(path)
         except FileNotFoundError as error:
             if not row.remote:
                 logger.warning("packet is gone: %s", error)
         except OSError as error:  # a disk that answers later is no reason to forget a packet
             logger.warning("packet cannot be read: %s", error)
             return None
-        with suppress(StoreError), self._index.exclusive():
-            if not (row.remote or path.exists()):
-                self._index.remove(key)
+        with suppress(StoreError, OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
+            self._give_up(row)
         return None
 
     def put(self, packet: Packet, texts: Sequence[Fingerprint]) -> bool:
@@ -109,7 +105,7 @@ class DiskTier:
             StoreError: the packet contradicts itself, or the disk is full or cannot be written; nothing was lost.
         """
         path = self.path(packet.scope.identity.digest, packet.key)
-        if path.exists() and self._index.add_texts(packet.scope.digest, packet.key, texts):
+        if self.touch(path) and self._index.add_texts(packet.scope.digest, packet.key, texts):
             return False
         while True:
             with self.publish(packet) as row, self._index.exclusive():
@@ -157,11 +153,21 @@ class DiskTier:
         """
         path = self.path(packet.scope.identity.digest, packet.key)
         try:
-            file, row = _write(path, packet)
+            file, row = write_file(path, packet)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error}; free or choose another disk, then build again") from error
         with file:
             yield row
+
+    def touch(self, path: Path) -> bool:
+        """Note that somebody relies on a packet file from now on; False when there is none."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a folder that cannot be written
+            return path.exists()
+        return True
 
     def read(self, row: PacketRow) -> Packet:
         """The packet of a row, every byte checked; its file becomes the most recently used one.
@@ -192,6 +198,7 @@ class DiskTier:
 
     def quarantine(self, path: Path) -> None:
         """Move a bad file where nobody reads it; nothing happens when it is gone."""
+        make_folder(self.quarantined)  # it may have been deleted
         with suppress(FileNotFoundError):  # another reader was first
             os.replace(path, self.quarantined / f"{path.stem}.{time.time_ns()}{SUFFIX}")
 
@@ -208,26 +215,22 @@ class DiskTier:
         for folder, _, names in os.walk(self.packets):
             yield from (Path(folder, name) for name in sorted(names))
 
+    def _give_up(self, row: PacketRow) -> None:
+        """Move a bad file aside, and forget a packet that is nowhere then, unless somebody has put it again."""
+        path = self.path(row.identity, row.key)
+        with self._index.exclusive():
+            try:
+                self.check(path, deep=True)
+            except CorruptPacketError:
+                self.quarantine(path)
+            except FileNotFoundError:
+                pass
+            if not (row.remote or path.exists()):
+                self._index.remove(row.key)
+
     def _added(self, row: PacketRow) -> None:
         self._metrics.bytes_written.labels(self.name).inc(row.bytes)
         self._budget.added(row)
-
-
-def _write(path: Path, packet: Packet) -> tuple[FileIO, PacketRow]:
-    """The durable, still locked file at `path`, and its row."""
-    make_folder(path.parent)
-    file, temporary = create_temporary(path.parent)
-    try:
-        header = write_packet(file.fileno(), packet)
-        os.fsync(file.fileno())
-        row = PacketRow.of(header, os.fstat(file.fileno()).st_size)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        file.close()
-        raise
-    return file, row
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLite
@@ -19,6 +19,9 @@ __all__ = ["Index"]
 
 COLUMNS = "key, scope, identity, namespace, recipe, tokens, bytes, created, remote"
 PAGE = 1000
+
+Texts = list[tuple[int, bytes]]
+"""Row and sha256 of every text that leads to a packet."""
 
 
 class Index:
@@ -62,10 +65,27 @@ class Index:
     def remove(self, key: PacketKey) -> bool:
         """Remove a packet and its texts; False when there was none."""
         with self._write.transaction() as sqlite:
-            texts = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount
-            if texts:
-                sqlite.execute("UPDATE deletions SET texts = texts + ?", (texts,))
-            return sqlite.execute("DELETE FROM packets WHERE key = ?", (key,)).rowcount > 0
+            return _remove(sqlite, key)
+
+    def remove_if(self, keys: Iterable[PacketKey], condemned: Callable[[PacketRow, Texts], bool]) -> list[PacketRow]:
+        """Remove those of the packets that are `condemned` inside the transaction; return them."""
+        with self._write.transaction() as sqlite:
+            found = [_with_texts(sqlite, key) for key in keys]
+            removed = [row for row, texts in found if row and condemned(row, texts)]
+            for row in removed:
+                _remove(sqlite, row.key)
+        return removed
+
+    def with_texts(self, key: PacketKey) -> tuple[PacketRow | None, Texts]:
+        """The packet's row, and the texts that lead to it."""
+        with self._read.use() as sqlite:
+            return _with_texts(sqlite, key)
+
+    def last_text(self) -> int:
+        """The row of the text that was registered last; later ones have larger numbers, even after removals."""
+        with self._read.use() as sqlite:
+            found = sqlite.execute("SELECT seq FROM sqlite_sequence WHERE name = 'texts'").fetchone()
+        return found[0] if found else 0
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -141,11 +161,11 @@ class Index:
     def texts_after(self, scope: str, rowid: int) -> np.ndarray:
         """`[N, 4]` int64 rowid, head, hash and length of the scope's texts registered after `rowid`."""
         with self._read.use() as sqlite:
-            found = sqlite.execute(
+            cursor = sqlite.execute(
                 "SELECT rowid, head, hash, length FROM texts WHERE scope = ? AND rowid > ? ORDER BY rowid",
                 (scope, rowid),
-            ).fetchall()
-        return np.array(found, dtype=np.int64).reshape(-1, 4)
+            )
+            return np.fromiter(cursor, np.dtype((np.int64, 4)))  # a list of Python's numbers takes ten times the memory
 
     def totals(self) -> tuple[dict[tuple[str, str], ScopeStat], int]:
         """Packets and bytes by `(namespace, identity digest)`, and the number of texts."""
@@ -155,6 +175,13 @@ class Index:
             ).fetchall()
             (texts,) = sqlite.execute("SELECT count(*) FROM texts").fetchone()
         return {(namespace, identity): ScopeStat(packets, size) for namespace, identity, packets, size in groups}, texts
+
+    def usage(self) -> list[tuple[str, str, int, int, PacketKey]]:
+        """Namespace, identity digest, packets, bytes and the key of some packet, of every namespace and identity."""
+        with self._read.use() as sqlite:
+            return sqlite.execute(
+                "SELECT namespace, identity, count(*), sum(bytes), min(key) FROM packets GROUP BY namespace, identity"
+            ).fetchall()
 
     def damage(self) -> str | None:
         """What is wrong with the index file, None when it is sound."""
@@ -186,13 +213,25 @@ class Index:
         self._write.close()
 
 
+def _with_texts(sqlite: SQLite, key: PacketKey) -> tuple[PacketRow | None, Texts]:
+    found = sqlite.execute(f"SELECT {COLUMNS} FROM packets WHERE key = ?", (key,)).fetchone()
+    texts = sqlite.execute("SELECT rowid, digest FROM texts WHERE key = ?", (key,)).fetchall()
+    return PacketRow(*found, texts=len(texts)) if found else None, texts
+
+
+def _remove(sqlite: SQLite, key: PacketKey) -> bool:
+    texts = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount
+    if texts:
+        sqlite.execute("UPDATE deletions SET texts = texts + ?", (texts,))
+    return sqlite.execute("DELETE FROM packets WHERE key = ?", (key,)).rowcount > 0
+
+
 def _add_texts(sqlite: SQLite, scope: str, key: PacketKey, texts: Sequence[Fingerprint]) -> None:
     for text in texts:
         found = sqlite.execute("SELECT key FROM texts WHERE scope = ? AND digest = ?", (scope, text.digest)).fetchone()
         if found != (key,):  # building a corpus again must not wait for the disk once per chunk
             sqlite.execute(
-                "INSERT INTO texts (scope, digest, head, hash, length, key) VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (scope, digest) DO UPDATE SET key = excluded.key",
+                "INSERT OR REPLACE INTO texts (scope, digest, head, hash, length, key) VALUES (?, ?, ?, ?, ?, ?)",
                 (scope, text.digest, _signed(text.head), _signed(text.hash), text.length, key),
             )
 

@@ -13,6 +13,8 @@ from kvrag.store.remote import RemoteTier
 
 __all__ = ["repair", "verify"]
 
+_MENDED = ("corrupt", "mismatch", "missing", "orphan")
+
 
 def verify(disk: DiskTier, index: Index, remote: RemoteTier | None, *, deep: bool) -> Iterator[Problem]:
     """What is wrong with a store; `deep` reads every byte. Changes nothing, and may run while others use the store."""
@@ -21,9 +23,7 @@ def verify(disk: DiskTier, index: Index, remote: RemoteTier | None, *, deep: boo
         yield Problem("index", index.path, damage)
         return
     for row in index.rows():
-        problem = _check_row(disk, row, deep)
-        if problem is not None and problem.kind == "missing" and row.remote:
-            problem = _check_remote(disk, remote, row)
+        problem = _check_row(disk, remote, row, deep)
         if problem is not None:
             yield problem
     for path in disk.files():
@@ -37,32 +37,53 @@ def repair(disk: DiskTier, index: Index, remote: RemoteTier | None) -> RepairRep
 
     Raises:
         StoreError: the store cannot be written, or its index comes from a newer kvrag.
+        OSError: a file cannot be moved.
     """
     broken = index.set_aside() if index.damage() is not None else None
     done: Counter[str] = Counter()
     for problem in verify(disk, index, remote, deep=True):
-        row = index.row(problem.key) if problem.key is not None else None
-        elsewhere = problem.kind == "corrupt" and row is not None and row.remote
-        if problem.kind in ("missing", "corrupt", "mismatch") and row is not None and not elsewhere:
-            index.remove(row.key)  # its texts too: what led to a wrong row is not to be trusted
-        if problem.kind in ("orphan", "mismatch"):
-            index.add(disk.check(problem.path, deep=False), ())
-            done["adopted"] += 1
-        elif problem.kind == "corrupt":
-            disk.quarantine(problem.path)
-            done["quarantined"] += 1
-        elif problem.kind == "missing":
-            done["dropped"] += 1
-        elif problem.kind == "temporary":
+        if problem.kind == "temporary":
             done["swept"] += sweep(problem.path)
+        elif problem.kind in _MENDED:
+            with index.exclusive():
+                done[_mend(disk, index, remote, problem)] += 1
+    del done[""]
     return RepairReport(**done, broken_index=broken)
 
 
-def _check_row(disk: DiskTier, row: PacketRow, deep: bool) -> Problem | None:
+def _mend(disk: DiskTier, index: Index, remote: RemoteTier | None, problem: Problem) -> str:
+    """Set right what is still wrong now that nobody can put a packet there, and name it as `RepairReport` does."""
+    key, path = key_of(problem.path), problem.path
+    row = index.row(key) if key else None
+    if problem.kind != "orphan":
+        deep = problem.kind == "corrupt"
+        is_its_row = row is not None and disk.path(row.identity, row.key) == path
+        own = row if is_its_row else None
+        now = _check_row(disk, remote, own, deep) if own else _check_file(disk, index, path, deep)
+        if now is None or now.kind != problem.kind:
+            return ""
+        if own and not (problem.kind == "corrupt" and own.remote):
+            index.remove(own.key)  # its texts too: what led to a wrong row is not to be trusted
+    if problem.kind == "missing":
+        return "dropped"
+    if problem.kind == "corrupt":
+        disk.quarantine(path)
+        return "quarantined"
+    try:
+        index.add(disk.check(path, deep=False), ())
+        disk.touch(path)  # or it could be swept away before its texts are registered again
+    except (CorruptPacketError, FileNotFoundError):  # it has just been taken away, or changed
+        return ""
+    return "adopted"
+
+
+def _check_row(disk: DiskTier, remote: RemoteTier | None, row: PacketRow, deep: bool) -> Problem | None:
     path = disk.path(row.identity, row.key)
     try:
         found = disk.check(path, deep=deep)
     except FileNotFoundError:
+        if row.remote:
+            return _check_remote(disk, remote, row)
         return Problem("missing", path, "the index lists this packet, its file is gone", row.key)
     except CorruptPacketError as error:
         return Problem("corrupt", path, str(error), row.key)

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from kvrag.errors import StoreError
 from kvrag.matching import TextMatcher, fingerprint
 from kvrag.packet import Packet, PacketKey, Scope
-from kvrag.store import integrity
+from kvrag.store import gc, integrity, usage
 from kvrag.store.blocks import pinned
 from kvrag.store.budget import DiskBudget
 from kvrag.store.connection import CorruptIndexError
@@ -28,6 +28,7 @@ from kvrag.store.remote import RemoteTier
 from kvrag.store.stock import take_stock
 from kvrag.store.tiers import Tier
 from kvrag.store.uploads import Uploads
+from kvrag.store.usage import StoreUsage
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -152,6 +153,7 @@ class PacketStore:
             StoreError: the scope has no such packet, here or on the remote.
         """
         found = fingerprint(text)
+        self._disk.touch(self._disk.path(scope.identity.digest, key))
         if found is None or self._index.add_texts(scope.digest, key, [found]):
             return
         row = None
@@ -240,6 +242,21 @@ class PacketStore:
         if self._uploads is not None:
             self._uploads.resume()
         return report
+
+    def gc(self, texts: Iterable[str] | None, **options: Unpack[gc.GcOptions]) -> gc.GcReport:
+        """Remove packets that no text in use leads to; options, result and errors: see `kvrag.store.gc.collect`.
+
+        Safe while others build and answer, as long as no build takes longer than the grace period between asking for a
+        packet and making its text one of those in use. What a remote has stays there: other machines may use it.
+        """
+        report = gc.collect(self._disk, self._index, texts, **options)
+        for row in () if report.dry_run else report.removed:
+            self._memory.discard(row.key)
+        return report
+
+    def usage(self) -> StoreUsage:
+        """Where the bytes on disk are."""
+        return usage.measure(self._disk, self._index)
 
     def close(self, timeout: float = CLOSE_S) -> None:
         """Let go of the index; packets handed out stay valid.

@@ -11,7 +11,9 @@ from io import FileIO
 from pathlib import Path, PurePath
 from uuid import uuid4
 
-from kvrag.packet import PacketKey
+from kvrag.packet import Packet, PacketKey
+from kvrag.store.format import write_packet
+from kvrag.store.records import PacketRow
 
 __all__ = [
     "SUFFIX",
@@ -22,7 +24,7 @@ __all__ = [
     "make_folder",
     "packet_path",
     "sweep",
-    "sync_folder",
+    "write_file",
 ]
 
 SUFFIX = ".safetensors"
@@ -86,3 +88,25 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_file(path: Path, packet: Packet) -> tuple[FileIO, PacketRow]:
+    """The packet's file at `path`, durable and still locked, and its row.
+
+    Raises:
+        StoreError: the packet contradicts itself.
+        OSError: the disk is full or cannot be written; nothing is left behind.
+    """
+    make_folder(path.parent)
+    file, temporary = create_temporary(path.parent)
+    try:
+        header = write_packet(file.fileno(), packet)
+        os.fsync(file.fileno())
+        row = PacketRow.of(header, os.fstat(file.fileno()).st_size)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        file.close()
+        raise
+    return file, row

@@ -100,7 +100,7 @@ def test_putting_again_only_adds_texts(store):
     before = file_of(store, packet).stat()
     store.put(packet, [toy_text(0), toy_text(1)])
     after = file_of(store, packet).stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert before.st_ino == after.st_ino
     assert store.find(SCOPE, digest(toy_text(1))) == packet.key
     assert store.stat().texts == 2
 

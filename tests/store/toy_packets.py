@@ -58,6 +58,21 @@ def put_and_stop(root, seed, point, reached) -> None:
         store.put(toy_packet(seed), [toy_text(seed)])
 
 
+def put_slowly(root, seed, events) -> None:
+    """Put a packet, with a pause between its file and its row."""
+    add = index.Index.add
+
+    def slow(*arguments):
+        events.send("renamed")
+        time.sleep(0.3)
+        add(*arguments)
+
+    index.Index.add = slow
+    with PacketStore(root) as store:
+        store.put(toy_packet(seed), [toy_text(seed)])
+        events.send("put")
+
+
 def open_as_somebody_else(root, answer) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)
