@@ -4,7 +4,7 @@
     JSON        {"__metadata__": {"kvrag": PacketHeader, "kvrag.xxh3": its checksum}, "kv": ..., "token_ids": ...}
     spaces      up to a multiple of 4096, so that the data can be read with direct I/O and mapped
     kv          [L, 2, H, T, D], layer by layer as the identity's codec stores it (`raw`: the bytes as they are in
-                memory); one xxh3-128 per layer in the header
+                memory); one xxh3-128 per layer in the header, and for `raw` one per token segment
     token_ids   [T_chunk] int64; the packet's key follows from them
 
 A reader builds the bytes in front of the data again from the header it found and demands exactly these, so overlapping
@@ -28,6 +28,7 @@ from xxhash import xxh3_128_hexdigest
 
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.packet import Packet, PacketHeader, PacketKey
+from kvrag.store.checksums import SEGMENT, segment_checksums
 from kvrag.store.codecs import CODECS
 
 __all__ = ["read_header", "read_packet", "write_packet"]
@@ -64,6 +65,7 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
         checksums=tuple(xxh3_128_hexdigest(layer) for layer in layers),
         created=float(int(time.time())),  # of constant length, so that equal packets give files of equal size
         raw_layers=raw_layers,
+        segments=segment_checksums(kv) if codec.name == "raw" else (),
     )
     try:
         preamble = _preamble(header.model_dump_json(), header, len(ids))
@@ -157,6 +159,8 @@ def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
         _corrupt(f"its shape {header.shape} with {len(header.checksums)} checksums is impossible")
     if not all(0 <= layer < header.shape[0] for layer in header.raw_layers):
         _corrupt(f"its raw layers {header.raw_layers[:8]} are not among its {header.shape[0]}")
+    if header.segments and len(header.segments) != -(-header.shape[3] // SEGMENT):
+        _corrupt(f"its shape {header.shape} with {len(header.segments)} segments is impossible")
     tokens, rest = divmod(size - start - sum(_layer_sizes(header)), 8)
     if tokens < 0 or rest or preamble != _preamble(header_json, header, tokens):
         _corrupt(f"its header is not the one that belongs to a file of {size} bytes")

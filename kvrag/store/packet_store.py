@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.matching import TextMatcher, fingerprint
@@ -21,6 +22,7 @@ from kvrag.store.index import Index
 from kvrag.store.matchers import Matchers
 from kvrag.store.memory import Hold, HostMemory
 from kvrag.store.records import PacketRow, Problem, RepairReport, StoreStat
+from kvrag.store.segments import PacketFile
 
 __all__ = ["PacketStore"]
 
@@ -116,6 +118,82 @@ class PacketStore:
         """Read packets into memory that a GPU can copy from by itself, from now on."""
         self._pinned = True
 
+    def row(self, key: PacketKey) -> PacketRow | None:
+        """What the index says about a packet; its `texts` are not counted."""
+        return self._index.row(key)
+
+    def open(self, key: PacketKey, **options: Any) -> PacketFile | None:
+        """The packet's file, to be read in parts; None when this disk has none.
+
+        Args:
+            key: of the packet.
+            options: `read` and `cancelled` of `PacketFile`.
+
+        Raises:
+            CorruptPacketError: it is not what was written; tell `dismiss`.
+            OSError: it cannot be read; tell `dismiss`.
+        """
+        row = self._index.row(key)
+        path = None if row is None else self._disk.path(row.identity, key)
+        return PacketFile(path, key=key, **options) if path is not None and path.exists() else None
+
+    def read(self, key: PacketKey) -> Packet | None:
+        """The packet from disk, for one who has claimed it; None when it is not there or not intact."""
+        row = self._index.row(key)
+        if row is None:
+            return None
+        try:
+            return self._disk.read(row)
+        except (CorruptPacketError, OSError) as error:
+            self.dismiss(key, error)
+            return None
+
+    def dismiss(self, key: PacketKey, error: CorruptPacketError | OSError) -> None:
+        """Draw the consequences of an error on reading: what is not intact goes into quarantine, what is gone is forgotten."""
+        if isinstance(error, CorruptPacketError):
+            with self._lock:
+                self._counts["corrupt"] += 1
+            logger.warning("packet moved into quarantine: %s", error)
+        elif isinstance(error, FileNotFoundError):
+            logger.warning("packet is gone: %s", error)
+        else:  # a disk that answers later is no reason to forget a packet
+            logger.warning("packet cannot be read: %s", error)
+            return
+        row = self._index.row(key)
+        with suppress(StoreError, OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
+            if row is not None:
+                self._disk.quarantine(self._disk.path(row.identity, key))
+            self._index.remove(key)
+
+    def claim(self, key: PacketKey) -> tuple[Future[Packet | None], bool]:
+        """A packet on its way into host memory, and whether the caller has to bring it there: he ends with `settle`."""
+        mine: Future[Packet | None] = Future()
+        with self._lock:
+            packet = self._memory.get(key)
+            if packet is not None:
+                mine.set_result(packet)
+                return mine, False
+            pending = self._loading.setdefault(key, mine)
+        return pending, pending is mine
+
+    def settle(self, key: PacketKey, packet: Packet | None) -> Packet | None:
+        """End a claim: keep the packet in host memory and give it to all who wait, pinned if need be; None is a miss."""
+        try:
+            if packet is not None and self._pinned:
+                packet = replace(packet, kv=packet.kv.pin_memory())
+            if packet is not None:
+                self._memory.add(packet)
+        finally:
+            with self._lock:
+                waiting = self._loading.pop(key)
+            waiting.set_result(packet)
+        return packet
+
+    def count(self, *, hits: int = 0, misses: int = 0) -> None:
+        """Add to what `stat` says about packets asked for by `claim`."""
+        with self._lock:
+            self._counts.update(hits=hits, misses=misses)
+
     def remove(self, key: PacketKey) -> bool:
         """Delete a packet and forget its texts; False when there was none."""
         row = self._index.row(key)
@@ -174,41 +252,12 @@ class PacketStore:
 
     def _load(self, key: PacketKey) -> Packet | None:
         """Read a packet once, however many threads ask for it meanwhile."""
-        mine: Future[Packet | None] = Future()
-        with self._lock:
-            pending = self._loading.setdefault(key, mine)
-        if pending is not mine:
+        pending, mine = self.claim(key)
+        if not mine:
             return pending.result()
+        packet: Packet | None = None
         try:
-            packet = self._read(key)
-            if packet is not None:
-                self._memory.add(packet)
-            mine.set_result(packet)
-            return packet
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
+            packet = self.read(key)
         finally:
-            with self._lock:
-                del self._loading[key]
-
-    def _read(self, key: PacketKey) -> Packet | None:
-        row = self._index.row(key)
-        if row is None:
-            return None
-        try:
-            packet = self._disk.read(row)
-            return replace(packet, kv=packet.kv.pin_memory()) if self._pinned else packet
-        except CorruptPacketError as error:
-            with self._lock:
-                self._counts["corrupt"] += 1
-            logger.warning("packet moved into quarantine: %s", error)
-        except FileNotFoundError as error:
-            logger.warning("packet is gone: %s", error)
-        except OSError as error:  # a disk that answers later is no reason to forget a packet
-            logger.warning("packet cannot be read: %s", error)
-            return None
-        with suppress(StoreError, OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
-            self._disk.quarantine(self._disk.path(row.identity, key))
-            self._index.remove(key)
-        return None
+            packet = self.settle(key, packet)
+        return packet
