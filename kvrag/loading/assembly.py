@@ -35,7 +35,7 @@ class Assembly:
     """
 
     def __init__(
-        self, loader: "PacketLoader", scope: Scope, texts: Mapping[PacketKey, str], schedule: Schedule
+        self, loader: "PacketLoader", scope: Scope, texts: Mapping[PacketKey, str | Chunk], schedule: Schedule
     ) -> None:
         self.ends = BothEnds(schedule, self.load, self.compute)
         self._loader, self._scope, self._texts, self._schedule = loader, scope, texts, schedule
@@ -131,8 +131,10 @@ class Assembly:
         loader.extend(self._encodings[key], part.first, part.last)
 
     def _chunk(self, key: PacketKey) -> Chunk:
+        text = self._texts[key]
+        if isinstance(text, Chunk):
+            return text
         if key not in self._chunks:
-            text = self._texts[key]
             self._chunks[key] = Chunk(text, self._loader.model.tokenizer.encode(text, literal=True))
         return self._chunks[key]
 

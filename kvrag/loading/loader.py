@@ -14,7 +14,7 @@ from kvrag.errors import StoreError
 from kvrag.loading.assembly import Assembly
 from kvrag.loading.division import Division
 from kvrag.loading.rates import LiveRates, Rates
-from kvrag.loading.schedule import GRAIN, Item, Part, Schedule
+from kvrag.loading.schedule import GRAIN, Item, Schedule
 from kvrag.loading.settings import Loading
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
@@ -80,11 +80,11 @@ class PacketLoader:
         self._run = run
         self._writer: ThreadPoolExecutor | None = None
 
-    def fetch(self, wanted: Mapping[PacketKey, str], scope: Scope) -> Fetched:
+    def fetch(self, wanted: Mapping[PacketKey, str | Chunk], scope: Scope) -> Fetched:
         """Bring packets into host memory.
 
         Args:
-            wanted: the texts that packets were built from, by key.
+            wanted: the texts that packets were built from, by key, or chunks that are tokenised already.
             scope: of all of them.
 
         Raises:
@@ -146,7 +146,7 @@ class PacketLoader:
         except StoreError as error:
             _log.warning("a packet was computed and cannot be kept: %s", error)
 
-    def _bring(self, texts: Mapping[PacketKey, str], scope: Scope, fetched: Fetched) -> int:
+    def _bring(self, texts: Mapping[PacketKey, str | Chunk], scope: Scope, fetched: Fetched) -> int:
         """Bring claimed packets and settle every claim; how many of them the store had."""
         unsettled = dict.fromkeys(texts)
         try:
@@ -158,7 +158,8 @@ class PacketLoader:
                 del unsettled[item.key]
                 packet = self.store.settle(item.key, packet)
                 if packet is not None and not item.nbytes:
-                    fetched.unstored.append((packet, texts[item.key]))
+                    text = texts[item.key]
+                    fetched.unstored.append((packet, text.text if isinstance(text, Chunk) else text))
             fetched.report = LoadReport.of((item.front, item.tokens) for item in items if not item.lost)
         finally:
             for key in unsettled:
@@ -175,10 +176,10 @@ class PacketLoader:
             on_drop=lambda part, now: self.live.loaded(round(part.left), now - part.moved),
         )
 
-    def _item(self, key: PacketKey, text: str, scope: Scope) -> Item:
+    def _item(self, key: PacketKey, text: str | Chunk, scope: Scope) -> Item:
         row = self.store.row(key)
         if row is None:
-            ids = self.model.tokenizer.encode(text, literal=True)
+            ids = text.ids if isinstance(text, Chunk) else self.model.tokenizer.encode(text, literal=True)
             return Item(key, len(ids) + scope.recipe.extra_tokens, 0)
         return Item(key, row.tokens, row.bytes, scope.identity.codec == "raw" and row.tokens > GRAIN)
 

@@ -18,7 +18,7 @@ import torch
 from xxhash import xxh3_128_hexdigest
 
 from kvrag.errors import CorruptPacketError
-from kvrag.packet import Packet, PacketHeader, PacketKey
+from kvrag.packet import Packet, PacketKey
 from kvrag.store.checksums import SEGMENT, segment_checksum
 from kvrag.store.codecs import CODECS
 from kvrag.store.format import _allocate, _bytes_of, _layer_sizes, _read_exactly, _read_header
