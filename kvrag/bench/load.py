@@ -204,8 +204,9 @@ def _rows(
 
     def forget() -> None:
         _drop_cached(files)
-        for key in chunks if pool is not None else ():
-            pool.discard(key)
+        if pool is not None:
+            for key in chunks:
+                pool.discard(key)
 
     opened = {"read": PacedReader(bandwidth * 1e9)} if bandwidth else None
     calls: dict[str, Callable[[], object]] = {}

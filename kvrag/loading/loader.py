@@ -178,7 +178,7 @@ class PacketLoader:
 
     def _item(self, key: PacketKey, text: str | Chunk, scope: Scope) -> Item:
         row = self.store.row(key)
-        if row is None:
+        if row is None or not self.store.has(key):
             ids = text.ids if isinstance(text, Chunk) else self.model.tokenizer.encode(text, literal=True)
             return Item(key, len(ids) + scope.recipe.extra_tokens, 0)
         return Item(key, row.tokens, row.bytes, scope.identity.codec == "raw" and row.tokens > GRAIN)

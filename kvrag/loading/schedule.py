@@ -90,10 +90,10 @@ class Part:
 class Schedule:
     """Divides packets between a side that computes and a side that loads while both are at work.
 
-    Packets stand in a line by the seconds of computing that a second of loading saves: the computing side takes them from
-    the beginning, the loading side from the end. In mode "auto" nobody begins what the other side would have done sooner
-    with everything else; so where one side is hopeless, it does nothing. A load that turns out slower than computing is
-    dropped, and its tokens are computed.
+    Packets stand in a line by the seconds of computing that a second of loading saves: the computing side takes them
+    from the beginning, the loading side from the end. In mode "auto" nobody begins what the other side would have done
+    sooner with everything else; so where one side is hopeless, it does nothing. A load that turns out slower than
+    computing is dropped, and its tokens are computed.
 
     Args:
         items: to bring.

@@ -149,7 +149,7 @@ class PacketStore:
             return None
 
     def dismiss(self, key: PacketKey, error: CorruptPacketError | OSError) -> None:
-        """Draw the consequences of an error on reading: what is not intact goes into quarantine, what is gone is forgotten."""
+        """Act on an error of reading: what is not intact goes into quarantine, what is gone is forgotten."""
         if isinstance(error, CorruptPacketError):
             with self._lock:
                 self._counts["corrupt"] += 1
@@ -177,7 +177,7 @@ class PacketStore:
         return pending, pending is mine
 
     def settle(self, key: PacketKey, packet: Packet | None) -> Packet | None:
-        """End a claim: keep the packet in host memory and give it to all who wait, pinned if need be; None is a miss."""
+        """End a claim: keep the packet in host memory, pinned if need be, and give it to all who wait; None: a miss."""
         try:
             if packet is not None and self._pinned:
                 packet = replace(packet, kv=packet.kv.pin_memory())

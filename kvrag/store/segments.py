@@ -1,8 +1,7 @@
 """A packet file that is read in parts: layer by layer, or some tokens of all layers.
 
-The numbers of tokens `first` to `last` stand in `L * 2 * H` places of the file, one for every head of keys and of values;
-a packet of 1,000 tokens has 16 KiB or more in each. Every part is checked before anybody may use it: layers by their
-checksums, tokens by those of their segments.
+The numbers of tokens `first` to `last` stand in `L * 2 * H` places of the file, one for every head of keys and of
+values. Every part is checked before anybody may use it: layers by their checksums, tokens by those of their segments.
 """
 
 import os
