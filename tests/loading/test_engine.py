@@ -79,20 +79,27 @@ def test_what_fails_its_checksum_is_computed_and_put_into_quarantine(new_engine,
         path.write_bytes(bytes(data))
     engine = new_engine(loading=way)
     assert engine.generate(PROMPT, max_new_tokens=6).token_ids == expected
-    assert engine.store.stat().corrupt >= 1
+    if isinstance(way, Loading):  # the others may have computed everything before anything was loaded
+        assert engine.store.stat().corrupt >= 1
 
 
 def test_several_callers_bring_a_packet_once(new_engine, monkeypatch):
     new_engine().build(LONG)
     engine = new_engine(loading="load")
-    read, calls = engine.store.read, []
+    calls = []
 
-    def slowly(key):
-        calls.append(key)
-        time.sleep(0.05)
-        return read(key)
+    def slow(name):
+        original = getattr(engine.store, name)
 
-    monkeypatch.setattr(engine.store, "read", slowly)
+        def slowly(key, **options):
+            calls.append(key)
+            time.sleep(0.05)
+            return original(key, **options)
+
+        return slowly
+
+    for name in ("read", "open"):
+        monkeypatch.setattr(engine.store, name, slow(name))
     threads = [threading.Thread(target=engine.prepare, args=(PROMPT,)) for _ in range(4)]
     for thread in threads:
         thread.start()
