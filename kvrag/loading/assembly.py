@@ -9,7 +9,8 @@ import torch
 from kvrag.builder import Chunk, Encoding
 from kvrag.errors import CorruptPacketError
 from kvrag.loading.ends import BothEnds
-from kvrag.loading.schedule import Item, Part, Schedule
+from kvrag.loading.parts import Item, Part
+from kvrag.loading.schedule import Schedule
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.store.segments import PacketFile, ReadCancelledError
 

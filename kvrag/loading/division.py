@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from kvrag.loading.parts import GRAIN, Item, Part
 from kvrag.loading.rates import Rates
-from kvrag.loading.schedule import GRAIN, Item, Part, Schedule
+from kvrag.loading.schedule import Schedule
 from kvrag.loading.settings import LoadingMode
 from kvrag.packet import PacketKey
 

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from kvrag.loading.schedule import Part, Schedule
+from kvrag.loading.parts import Part
+from kvrag.loading.schedule import Schedule
 
 __all__ = ["BothEnds"]
 

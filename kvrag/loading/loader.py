@@ -13,8 +13,9 @@ from kvrag.completion import LoadReport
 from kvrag.errors import StoreError
 from kvrag.loading.assembly import Assembly
 from kvrag.loading.division import Division
+from kvrag.loading.parts import GRAIN, Item
 from kvrag.loading.rates import LiveRates, Rates
-from kvrag.loading.schedule import GRAIN, Item, Schedule
+from kvrag.loading.schedule import Schedule
 from kvrag.loading.settings import Loading
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope

@@ -5,8 +5,9 @@ import threading
 import pytest
 
 from kvrag.loading.ends import BothEnds
+from kvrag.loading.parts import Item
 from kvrag.loading.rates import Rates
-from kvrag.loading.schedule import Item, Schedule
+from kvrag.loading.schedule import Schedule
 
 RATES = Rates(bandwidth=1e9, latency=0, token_seconds=1e-6)
 

@@ -3,8 +3,9 @@
 import pytest
 
 from kvrag.loading.division import Division, divide
+from kvrag.loading.parts import Item
 from kvrag.loading.rates import LiveRates, Rates
-from kvrag.loading.schedule import Item, Schedule
+from kvrag.loading.schedule import Schedule
 
 BALANCED = Rates(bandwidth=1e5, latency=0, token_seconds=1e-2)  # 1000 bytes a token: as fast to load as to compute
 
