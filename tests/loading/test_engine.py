@@ -10,9 +10,11 @@ from transformers import LlamaConfig
 from kvrag.builder import Chunk, Encoding, encode_batch
 from kvrag.errors import SettingsError
 from kvrag.loading import Loading, Rates
+from kvrag.packet import Recipe, Scope
 from kvrag.store.segments import PacketFile
 
 from ..conftest import CHUNKS, TINY
+from ..engine.test_writer import adapter_of, random_pairs
 
 LONG = tuple(" ".join([f"Entry {n}.", *CHUNKS, *CHUNKS[:2]]) for n in range(3))
 PROMPT = "Documents:\n" + "\n\n".join(LONG) + "\nQuestion: how many goats? Answer:"
@@ -119,12 +121,14 @@ def test_wrong_settings_say_so():
 
 def test_a_packet_encoded_in_pieces_is_the_packet(new_engine):
     engine = new_engine()
-    scope = engine.scope()
-    scope = type(scope)(scope.identity, scope.recipe.model_copy(update={"ids_before": (1, 2), "dropped": 1}))
+    embeddings = {"header": torch.randn(4, 64), "trailer": torch.randn(9, 64)}
+    adapter = adapter_of(engine.model, random_pairs(engine.model), **embeddings)
+    recipe = Recipe(ids_before=(1, 2), soft_before=4, soft_after=9, writer=True, dropped=1)
+    scope = Scope(engine.scope().identity, recipe)
     chunk = Chunk("", engine.model.tokenizer.encode(LONG[0], literal=True))
-    (packet,) = engine.run(encode_batch, engine.model, None, scope, [chunk])
-    encoding = Encoding(engine.model, None, scope, chunk)
-    for end in (128, 130, packet.tokens):
+    (packet,) = engine.run(encode_batch, engine.model, adapter, scope, [chunk])
+    encoding = Encoding(engine.model, adapter, scope, chunk)
+    for end in (2, 128, packet.tokens - 5, packet.tokens):  # in the middle of both kinds of soft tokens
         engine.run(encoding.extend, end)
     torch.testing.assert_close(encoding.kv(0, packet.tokens), packet.kv, atol=1e-5, rtol=1e-5)
 
