@@ -24,6 +24,8 @@ import torch
 
 from kvrag.packet import Identity, Packet, Recipe, Scope
 from kvrag.store import PacketStore, format
+from kvrag.store.blocks import BlockArena
+from kvrag.store.bytes import read_exactly
 
 SCOPE = Scope(Identity(config="c", weights="w", tokenizer="t", rope="r", dtype="bfloat16"), Recipe())
 TOKENS = {1: 8, 8: 64, 64: 512}  # MiB of a packet of Llama-3.1-8B's shape
@@ -35,7 +37,7 @@ class Raw:
 
     def __init__(self, files: Sequence[Path], threads: int) -> None:
         self.files, self.threads = files, threads
-        self.buffer = format.BlockArena()(max(file.stat().st_size for file in files))
+        self.buffer = BlockArena()(max(file.stat().st_size for file in files))
         self.buffer.fill_(1)
 
     def __call__(self) -> None:
@@ -46,7 +48,7 @@ class Raw:
 
             def read(begin: int, fd: int = fd, end: int = size, view: memoryview = view, share: int = share) -> None:
                 for at in range(begin, min(begin + share, end), PIECE):
-                    format._read_exactly(fd, view[at : min(at + PIECE, begin + share, end)], at)
+                    read_exactly(fd, view[at : min(at + PIECE, begin + share, end)], at)
 
             if self.threads == 1:
                 read(0)
@@ -99,7 +101,7 @@ def measured(mib: int, arguments: argparse.Namespace) -> dict:
                 assert store.get(key) is not None
 
         def unchecked() -> None:
-            with mock.patch.object(format, "_read_hashed", read_unchecked):
+            with mock.patch.object(format, "read_hashed", read_unchecked):
                 load()
 
         methods = {"kvrag": load, "unchecked": unchecked, "raw": Raw(files, threads), "raw_one_thread": Raw(files, 1)}
@@ -112,7 +114,7 @@ def measured(mib: int, arguments: argparse.Namespace) -> dict:
 
 def read_unchecked(fd: int, data: memoryview, offset: int, layers: int) -> list:
     """Fill `data`; its checksums equal everything."""
-    format._read_exactly(fd, data, offset)
+    read_exactly(fd, data, offset)
     return [mock.ANY] * layers
 
 

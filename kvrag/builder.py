@@ -11,7 +11,7 @@ from kvrag.errors import AdapterError, PromptError, PromptTooLongError
 from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, Scope
 
-__all__ = ["BuildReport", "Chunk", "batches", "encode_batch", "tokenize_chunk"]
+__all__ = ["BuildReport", "Chunk", "Encoding", "batches", "encode_batch", "tokenize_chunk"]
 
 _BATCH_TOKENS = 1024
 
@@ -89,26 +89,66 @@ def encode_batch(model: LanguageModel, adapter: Adapter | None, scope: Scope, ch
     Raises:
         AdapterError: the recipe wants what the adapter does not have.
     """
+    rows = [_rows(model, adapter, scope, chunk) for chunk in chunks]
+    with _writer(model, adapter, scope):
+        model.forward(rows)
+    return [_packet(chunk, r, scope) for chunk, r in zip(chunks, rows, strict=True)]
+
+
+class Encoding:
+    """A chunk on its way to a packet, encoded from the front in several passes. Belongs to the model's thread.
+
+    Args:
+        model: to encode with.
+        adapter: as the recipe wants.
+        scope: of the packet.
+        chunk: to encode.
+
+    Raises:
+        AdapterError: the recipe wants what the adapter does not have.
+    """
+
+    def __init__(self, model: LanguageModel, adapter: Adapter | None, scope: Scope, chunk: Chunk) -> None:
+        self._model, self._adapter, self._scope = model, adapter, scope
+        self._rows = _rows(model, adapter, scope, chunk)
+
+    def extend(self, tokens: int) -> None:
+        """Compute on, until the first `tokens` tokens of the packet are there."""
+        first, last = self._rows.lane.length, self._scope.recipe.dropped + tokens
+        if last <= first:
+            return
+        soft: list[tuple[int, torch.Tensor]] = []
+        for row, given in self._rows.soft:
+            begin, end = max(row, first), min(row + len(given), last)
+            if begin < end:
+                soft.append((begin - first, given[begin - row : end - row]))
+        piece = Rows(self._rows.lane, self._rows.ids[first:last], self._rows.positions[first:last], soft)
+        with _writer(self._model, self._adapter, self._scope):
+            self._model.forward([piece], recorded=False)  # a recorded pass knows no writer
+
+    def kv(self, first: int, last: int) -> torch.Tensor:
+        """`[L, 2, H, last - first, D]` of computed tokens, in host memory."""
+        dropped = self._scope.recipe.dropped
+        return self._rows.lane.own(dropped + first, dropped + last).cpu()
+
+
+def _rows(model: LanguageModel, adapter: Adapter | None, scope: Scope, chunk: Chunk) -> Rows:
+    """Everything that is computed for a chunk, in a lane of its own."""
     recipe = scope.recipe
     if recipe.uses_adapter and (adapter is None or (recipe.writer and not adapter.rank)):
         raise AdapterError(
             f"expected an adapter with {'a writer' if recipe.writer else 'soft tokens'}, as the recipe wants, found "
             f"{'none' if adapter is None else 'one without'}; pass the adapter that the recipe was made from"
         )
-    rows: list[Rows] = []
-    for chunk in chunks:
-        soft: list[tuple[int, torch.Tensor]] = []
-        ids = [*recipe.ids_before, *[0] * recipe.soft_before, *chunk.ids, *[0] * recipe.soft_after, *recipe.ids_after]
-        for name, count, row in (
-            ("header", recipe.soft_before, len(recipe.ids_before)),
-            ("trailer", recipe.soft_after, len(recipe.ids_before) + recipe.soft_before + len(chunk.ids)),
-        ):
-            if count and adapter is not None:
-                soft.append((row, adapter.soft(name)[:count].to(model.device, model.dtype)))
-        rows.append(Rows(model.new_lane(len(ids)), ids, range(len(ids)), soft))
-    with _writer(model, adapter, scope):
-        model.forward(rows)
-    return [_packet(chunk, r, scope) for chunk, r in zip(chunks, rows, strict=True)]
+    soft: list[tuple[int, torch.Tensor]] = []
+    ids = [*recipe.ids_before, *[0] * recipe.soft_before, *chunk.ids, *[0] * recipe.soft_after, *recipe.ids_after]
+    for name, count, row in (
+        ("header", recipe.soft_before, len(recipe.ids_before)),
+        ("trailer", recipe.soft_after, len(recipe.ids_before) + recipe.soft_before + len(chunk.ids)),
+    ):
+        if count and adapter is not None:
+            soft.append((row, adapter.soft(name)[:count].to(model.device, model.dtype)))
+    return Rows(model.new_lane(len(ids)), ids, range(len(ids)), soft)
 
 
 def _writer(model: LanguageModel, adapter: Adapter | None, scope: Scope) -> AbstractContextManager[None]:

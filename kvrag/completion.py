@@ -3,11 +3,11 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-__all__ = ["AsyncStream", "Completion", "Delivery", "Stream", "Timings", "Usage"]
+__all__ = ["AsyncStream", "Completion", "Delivery", "LoadReport", "Stream", "Timings", "Usage"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,37 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class LoadReport:
+    """How packets that were not in host memory got there.
+
+    Attributes:
+        mode: "load" or "compute" if one side did all of it, "both", or "none" if everything was there.
+        loaded_packets: loaded as a whole.
+        computed_packets: computed as a whole; those of neither kind were computed in front and loaded behind.
+        loaded_tokens: that came from the store.
+        computed_tokens: that were computed anew.
+        ms: until all of them were there.
+    """
+
+    mode: Literal["none", "load", "compute", "both"] = "none"
+    loaded_packets: int = 0
+    computed_packets: int = 0
+    loaded_tokens: int = 0
+    computed_tokens: int = 0
+    ms: float = 0.0
+
+    @classmethod
+    def of(cls, packets: Iterable[tuple[int, int]], ms: float = 0.0) -> "LoadReport":
+        """Of packets with so many tokens computed, and so many in all."""
+        counts = list(packets)
+        computed = sum(front for front, _ in counts)
+        loaded = sum(tokens for _, tokens in counts) - computed
+        mode = "both" if computed and loaded else "load" if loaded else "compute" if computed else "none"
+        wholes = sum(not front for front, _ in counts), sum(front == tokens for front, tokens in counts)
+        return cls(mode, *wholes, loaded, computed, ms)
+
+
+@dataclass(frozen=True)
 class Completion:
     """A finished answer.
 
@@ -58,6 +89,7 @@ class Completion:
         timings: milliseconds.
         model: its name.
         strategy: the reuse strategy's name.
+        loading: how its packets got into host memory.
     """
 
     text: str
@@ -67,6 +99,7 @@ class Completion:
     timings: Timings
     model: str
     strategy: str
+    loading: LoadReport = field(default_factory=LoadReport, compare=False)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import Any, Self, TypeVar
 
 from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
-from kvrag.builder import BuildReport, Chunk, batches, encode_batch, tokenize_chunk
+from kvrag.builder import BuildReport, Chunk, batches, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
 from kvrag.deferred import DeferredBuilds
 from kvrag.errors import KVRagError, PromptError, PromptTooLongError, StoreError
+from kvrag.loading.loader import Fetched, PacketLoader
+from kvrag.loading.settings import Loading, loading_from
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
 from kvrag.packet import Scope
@@ -62,6 +64,8 @@ class PacketEngine:
         computed_bytes: of keys and values to keep from earlier prompts, for prompts that begin the same way.
         device_memory: bytes on a GPU to keep packets in; by default 0.4 of what is free.
         cuda_graphs: on a GPU, record passes of few rows when they first come, and replay them from then on.
+        loading: of packets that are not in host memory: "auto" loads, computes, or does both at once, whatever is
+            soonest; "load", "compute", "both", or `kvrag.loading.Loading`.
 
     Raises:
         UnsupportedModelError: packets of this model would mean something else at another position.
@@ -82,7 +86,9 @@ class PacketEngine:
         computed_bytes: int = 64 << 20,
         device_memory: int | None = None,
         cuda_graphs: bool = True,
+        loading: Loading | str = "auto",
     ) -> None:
+        how = loading_from(loading)
         self.codec = codec_from_name(codec).name
         self.policy = policy_from_name(policy)
         _check(model)
@@ -96,13 +102,14 @@ class PacketEngine:
         self._states = ComputedStates(computed_bytes)
         self._stamp = model.state_stamp()
         self._scopes: dict[Strategy, Scope] = {}
-        self._reader = PromptReader(model, store, self.adapter)
         self._owns_store = False
         self._lock = threading.Lock()
         pool = model.new_pool(device_memory)
         if pool is not None and model.device.type == "cuda":
             store.pin_memory()
         self._worker = Worker(model, self._states, pool)
+        self._loader = PacketLoader(model, self.adapter, store, self._worker.run, how)
+        self._reader = PromptReader(model, store, self.adapter, self._loader)
         self._deferred = None
         if self.policy.uses:
             self._deferred = DeferredBuilds(model, self.adapter, store, self.policy, self._worker.run_when_idle)
@@ -184,7 +191,7 @@ class PacketEngine:
             pending: list[tuple[Sequence[Chunk], Any]] = []
             for batch in [*batches(chunks), None]:
                 if batch:  # the model works on this batch while the one before is written
-                    pending.append((batch, self._worker.run(encode_batch, self.model, self.adapter, scope, batch)))
+                    pending.append((batch, self._worker.run(self._loader.encode, scope, batch)))
                 if pending and (batch is None or len(pending) > 1):
                     encoded, future = pending.pop(0)
                     for chunk, packet in zip(encoded, future.result(), strict=True):
@@ -274,7 +281,9 @@ class PacketEngine:
         self, prompt: Prompt, *, strategy: str | Strategy | None = None, documents: Sequence[str] = ()
     ) -> Prepared:
         """Find the packets of a prompt and bring them into host memory, without computing anything."""
-        return self._read(prompt, self._chosen(strategy), documents)[0]
+        prepared, _, fetched = self._read(prompt, self._chosen(strategy), documents)
+        self._loader.write_back(fetched.unstored)
+        return prepared
 
     def run(self, job: Callable[..., T], *args: Any) -> T:
         """Have the thread that owns the model call `job(*args)` between two steps, and wait for what it returns.
@@ -307,6 +316,7 @@ class PacketEngine:
         A store that was given open stays open.
         """
         self._worker.close()
+        self._loader.close()
         if self._deferred is not None:
             self._deferred.close()
         self.model.close()
@@ -332,7 +342,7 @@ class PacketEngine:
     ) -> None:
         started = time.perf_counter()
         chosen = self._chosen(strategy)
-        prepared, match_ms, load_ms = self._read(prompt, chosen, documents)
+        prepared, match_ms, fetched = self._read(prompt, chosen, documents)
         room = self.model.max_positions - prepared.end
         if room < 1:
             raise PromptTooLongError(
@@ -340,12 +350,13 @@ class PacketEngine:
                 f"{self.model.name}, found {prepared.end}; retrieve fewer chunks or shorten the conversation"
             )
         sampling = sampling.model_copy(update={"max_new_tokens": min(sampling.max_new_tokens, room)})
-        self._worker.submit(Request(prepared, sampling, delivery, chosen.name, started, match_ms, load_ms))
+        self._worker.submit(Request(prepared, sampling, delivery, chosen.name, started, match_ms, fetched.report))
+        self._loader.write_back(fetched.unstored)
         if self._deferred is not None:  # behind the request, which they must not delay
             for key, text in prepared.missed.items():
                 self._deferred.meet(self.scope(chosen), key, text)
 
-    def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, float]:
+    def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, Fetched]:
         if not prompt:
             raise PromptError("expected a prompt, found an empty one")
         text = prompt if isinstance(prompt, str) else self.model.render([dict(message) for message in prompt])

@@ -258,10 +258,10 @@ class LanguageModel:
         return tuple(self.tokenizer.encode(self.render([{"role": "user", "content": "?"}]))[:count])
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[Rows]) -> torch.Tensor:
+    def forward(self, rows: Sequence[Rows], *, recorded: bool = True) -> torch.Tensor:
         """Compute the rows of several lanes in one pass; logits `[len(rows), vocab]` of each lane's last row.
 
-        The lanes gain their rows only when the whole pass went through.
+        The lanes gain their rows only when the whole pass went through. `recorded` lets a recorded pass do it.
         """
         counts = [len(r.ids) for r in rows]
         firsts = [0, *accumulate(counts)]
@@ -271,7 +271,7 @@ class LanguageModel:
         soft = [(first + row, given) for r, first in zip(rows, firsts, strict=False) for row, given in r.soft]
         current = self.passes.new([r.lane for r in rows], counts)
         logits = None
-        if self.graphs is not None and self.graphs.takes(current):
+        if recorded and self.graphs is not None and self.graphs.takes(current):
             logits = self.graphs.run(ids, positions, soft, current, wanted)
         if logits is None:
             numbers = torch.tensor([*ids, *positions, *wanted], device=self.device)  # one copy to the device

@@ -141,6 +141,8 @@ class PacketHeader(_Frozen):
         checksums: xxh3-128 of each layer's bytes as they are stored, hexadecimal.
         created: seconds since the epoch.
         raw_layers: those that the identity's codec would have damaged, and that are stored as they are.
+        segments: xxh3-128 of each token segment (see `kvrag.store.segments`), hexadecimal; empty where a packet is read
+            as a whole.
     """
 
     key: str
@@ -151,6 +153,7 @@ class PacketHeader(_Frozen):
     checksums: tuple[str, ...]
     created: float
     raw_layers: tuple[int, ...] = ()
+    segments: tuple[str, ...] = ()
 
     @property
     def scope(self) -> Scope:

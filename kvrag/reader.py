@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kvrag.adapter import Adapter
+from kvrag.loading.loader import Fetched, PacketLoader
 from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
@@ -28,28 +29,32 @@ class PromptReader:
         model: whose tokenizer and context window count.
         store: to find packets in.
         adapter: whose soft tokens stand between packets, if the strategy wants any.
+        loader: brings packets into host memory.
     """
 
-    def __init__(self, model: LanguageModel, store: PacketStore, adapter: Adapter | None) -> None:
+    def __init__(self, model: LanguageModel, store: PacketStore, adapter: Adapter | None, loader: PacketLoader) -> None:
         self._model = model
         self._store = store
         self._adapter = adapter
+        self._loader = loader
         self._checked: set[tuple[PacketKey, int]] = set()
         self._documents: dict[str, None] = {}  # in the order of their last mention
         self._lock = threading.Lock()
 
     def read(
         self, text: str, strategy: Strategy, scope: Scope, documents: Sequence[str]
-    ) -> tuple[Prepared, float, float]:
-        """The prompt, and the milliseconds spent on matching and on loading."""
+    ) -> tuple[Prepared, float, Fetched]:
+        """The prompt, the milliseconds spent on matching, and how its packets were brought."""
         begin = time.perf_counter()
         found: list[Match[PacketKey]] = []
         if strategy.matches:
             found = self._store.matcher(scope).find(text, lambda digest: self._store.find(scope, digest))
         loading = time.perf_counter()
-        loaded = {match.value: self._load(match.value, scope, text[match.start : match.end]) for match in found}
+        texts = {match.value: text[match.start : match.end] for match in found}
+        wanted = {key: known for key, known in texts.items() if self._holds(key, scope, known)}
+        fetched = self._loader.fetch(wanted, scope)
         done = time.perf_counter()
-        packets = {key: packet for key, packet in loaded.items() if packet is not None}
+        packets = {key: packet for key, packet in fetched.packets.items() if self._fits(packet, scope)}
         matches = [match for match in found if match.value in packets]
         missing = [(match.start, match.end) for match in found if match.value not in packets]
         if strategy.matches:
@@ -61,9 +66,9 @@ class PromptReader:
             literal_spans=sorted(missing),
             chunk_ids=lambda key, _: packets[key].token_ids.tolist(),
         )
-        missed = {match.value: text[match.start : match.end] for match in found if match.value not in packets}
+        missed = {key: known for key, known in texts.items() if key not in packets}
         prepared = replace(self._place(segments, strategy, scope, packets), missed=missed)
-        return prepared, 1e3 * (time.perf_counter() - done + loading - begin), 1e3 * (done - loading)
+        return prepared, 1e3 * (time.perf_counter() - done + loading - begin), fetched
 
     def prefetch(self, texts: Iterable[str], scope: Scope) -> Hold:
         """Load the packets of documents and hold them; remember the documents either way."""
@@ -95,19 +100,24 @@ class PromptReader:
         unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed)
         return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))
 
-    def _load(self, key: PacketKey, scope: Scope, text: str) -> Packet | None:
-        """The packet, if it is whole and holds this text's tokens in this model's shape."""
-        packet = self._store.get(key)
-        if packet is None or (key, hash(text)) in self._checked:
-            return packet
+    def _holds(self, key: PacketKey, scope: Scope, text: str) -> bool:
+        """Whether the packet is made of this text's tokens: its key follows from them."""
+        known = (key, hash(text))
+        if known not in self._checked:
+            if scope.key(self._model.tokenizer.encode(text, literal=True)) != key:
+                _log.warning("packet %s does not hold the text it is registered for; computing it instead", key[:12])
+                return False
+            self._checked.add(known)
+        return True
+
+    def _fits(self, packet: Packet, scope: Scope) -> bool:
+        """Whether the packet has this model's shape."""
         g = self._model.geometry
         shape = (g.layers, 2, g.kv_heads, len(packet.token_ids) + scope.recipe.extra_tokens, g.head_dim)
-        same = tuple(packet.kv.shape) == shape and packet.kv.dtype == self._model.dtype
-        if not same or packet.token_ids.tolist() != list(self._model.tokenizer.encode(text, literal=True)):
-            _log.warning("packet %s does not hold the text it is registered for; computing it instead", key[:12])
-            return None
-        self._checked.add((key, hash(text)))
-        return packet
+        if tuple(packet.kv.shape) == shape and packet.kv.dtype == self._model.dtype:
+            return True
+        _log.warning("packet %s does not have this model's shape; computing its text instead", packet.key[:12])
+        return False
 
     def _document_spans(
         self, text: str, taken: Sequence[tuple[int, int]], documents: Sequence[str]

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from kvrag.attach import ComputedStates, DevicePool
-from kvrag.completion import Completion, Delivery, Timings, Usage
+from kvrag.completion import Completion, Delivery, LoadReport, Timings, Usage
 from kvrag.generate import Sampler, TextStream
 from kvrag.model import LanguageModel, Rows
 from kvrag.plan import Plan, Prepared, plan_lane
@@ -29,7 +29,7 @@ class Request:
         strategy: its name, for the completion.
         started: `time.perf_counter()` when the prompt came in.
         match_ms: spent before the worker saw it.
-        load_ms: likewise.
+        loading: likewise.
     """
 
     prepared: Prepared
@@ -38,7 +38,7 @@ class Request:
     strategy: str
     started: float
     match_ms: float = 0.0
-    load_ms: float = 0.0
+    loading: LoadReport = field(default_factory=LoadReport)
     plan: Plan | None = None
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -125,11 +125,12 @@ class Request:
             usage=Usage(prompt, cached, prompt - cached if self.plan else 0, len(self.tokens)),
             timings=Timings(
                 match_ms=self.match_ms,
-                load_ms=self.load_ms,
+                load_ms=self.loading.ms,
                 attach_ms=self._attach_ms,
                 first_token_ms=1e3 * (self._first - self.started) if self.tokens else 0.0,
                 per_token_ms=1e3 * (self._last - self._first) / later if later > 0 else 0.0,
             ),
             model=model.name,
             strategy=self.strategy,
+            loading=self.loading,
         )

@@ -156,6 +156,8 @@ class Worker:
             late = self._inbox.get()
             if isinstance(late, Request):
                 late.fail(EngineError("expected an open engine, found one that was closed before the answer began"))
+            elif late is not None:
+                late()  # somebody waits for what it returns
 
 
 def _run(future: "Future[T]", job: Callable[[], T]) -> None:

@@ -13,10 +13,10 @@ from kvrag.cli.terminal import check_folders, quiet, results, write_json
 from kvrag.errors import KVRagError, SettingsError
 
 if TYPE_CHECKING:
-    from kvrag.bench import Bandwidth, BenchReport
+    from kvrag.bench import Bandwidth, BenchReport, LoadBench
     from kvrag.model import LanguageModel
 
-__all__ = ["decode", "ttft"]
+__all__ = ["decode", "load", "ttft"]
 
 _bench = typer.Typer(help="Measure speed, beside what packets replace and what the hardware allows.")
 app.add_typer(_bench, name="bench")
@@ -143,6 +143,45 @@ def decode(
         _finish(report, table, out, chart, as_json)
 
 
+@_bench.command()
+def load(
+    model: _ModelOption = "demo",
+    bandwidths: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--bandwidth", min=1e-6, help="Of the store in GB/s; repeat. Default: 0.01 to 0.1, on a GPU 0.25 to 16."
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="Tokens of packets.")] = 2048,
+    packet: _PacketOption = 512,
+    runs: _RunsOption = 5,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    out: _OutOption = None,
+    chart: _ChartOption = None,
+    as_json: _JsonOption = False,
+) -> None:
+    """Time until packets can be attached: computed, loaded, or both at once, at several bandwidths."""
+    from kvrag.bench import measure_loading
+    from kvrag.progress import progress_bar
+
+    _check(chart, out)
+    with quiet():
+        loaded, _ = _open(model, device, dtype, "none", context, [])
+        on_gpu = loaded.device.type == "cuda"
+        wanted = list(dict.fromkeys(bandwidths or ([0.25, 1, 4, 16] if on_gpu else [0.01, 0.03, 0.1])))
+        with progress_bar("bandwidths", len(wanted) + 1) as advance:
+            report = measure_loading(
+                loaded, bandwidths=wanted, context=context, packet=packet, runs=runs, advance=lambda: advance(1)
+            )
+        disk = f"disk {report.disk.kvrag_gbps:.2f} GB/s, {report.disk.raw_gbps:.2f} by plain reads"
+        table = Table("GB/s", "packets", "ms", "ideal ms", title=f"{report.model} on {report.device}: {disk}")
+        for row in report.rows:
+            paced = "disk" if row.bandwidth_gbps is None else f"{row.bandwidth_gbps:g}"
+            table.add_row(paced, row.mode, f"{row.ms:.1f}", f"{row.ideal_ms:.1f}")
+        _finish(report, table, out, chart, as_json)
+
+
 def _check(chart: Path | None, out: Path | None) -> None:
     """What is wrong shall not cost a measurement."""
     if chart is not None:
@@ -196,7 +235,9 @@ def _title(report: "BenchReport") -> str:
     return f"{report.model}, {report.dtype} on {report.device}: {read}{host}"
 
 
-def _finish(report: "BenchReport", table: Table, out: Path | None, chart: Path | None, as_json: bool) -> None:
+def _finish(
+    report: "BenchReport | LoadBench", table: Table, out: Path | None, chart: Path | None, as_json: bool
+) -> None:
     if out is not None:
         report.save(out)
     if chart is not None:

@@ -85,18 +85,22 @@ class DiskTier:
             packet = self.read(row)
             self._metrics.bytes_read.labels(self.name).inc(row.bytes)
             return packet
-        except CorruptPacketError as error:
+        except (CorruptPacketError, OSError) as error:
+            self.dismiss(row, error)
+        return None
+
+    def dismiss(self, row: PacketRow, error: CorruptPacketError | OSError) -> None:
+        """Act on an error of reading: a bad file goes into quarantine, and a packet that is nowhere loses its row."""
+        if isinstance(error, CorruptPacketError):
             self._metrics.corrupt.labels(self.name).inc()
             logger.warning("packet moved into quarantine: %s", error)
-        except FileNotFoundError as error:
-            if not row.remote:
-                logger.warning("packet is gone: %s", error)
-        except OSError as error:  # a disk that answers later is no reason to forget a packet
+        elif not isinstance(error, FileNotFoundError):  # a disk that answers later is no reason to forget a packet
             logger.warning("packet cannot be read: %s", error)
-            return None
+            return
+        elif not row.remote:
+            logger.warning("packet is gone: %s", error)
         with suppress(StoreError, OSError):  # a store that cannot be changed must not fail a reader: a miss is enough
             self._give_up(row)
-        return None
 
     def put(self, packet: Packet, texts: Sequence[Fingerprint]) -> bool:
         """Keep a packet and the texts that lead to it, durably; False when it was there and only gained texts.

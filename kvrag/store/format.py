@@ -4,7 +4,7 @@
     JSON        {"__metadata__": {"kvrag": PacketHeader, "kvrag.xxh3": its checksum}, "kv": ..., "token_ids": ...}
     spaces      up to a multiple of 4096, so that the data can be read with direct I/O and mapped
     kv          [L, 2, H, T, D], layer by layer as the identity's codec stores it (`raw`: the bytes as they are in
-                memory); one xxh3-128 per layer in the header
+                memory); one xxh3-128 per layer in the header, and for `raw` one per token segment
     token_ids   [T_chunk] int64; the packet's key follows from them
 
 A reader builds the bytes in front of the data again from the header it found and demands exactly these, so overlapping
@@ -14,27 +14,25 @@ tensors, holes, strange offsets or additional entries need no rules of their own
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import accumulate
 from math import prod
-from typing import NoReturn
 
 import numpy as np
 import torch
-from xxhash import xxh3_128, xxh3_128_hexdigest
+from xxhash import xxh3_128_hexdigest
 
-from kvrag.errors import CorruptPacketError, StoreError
+from kvrag.errors import StoreError
 from kvrag.packet import Packet, PacketHeader, PacketKey
 from kvrag.store.blocks import Allocator, BlockArena
+from kvrag.store.bytes import PIECE, bytes_of, corrupt, opened, read_exactly, read_hashed, write_all
+from kvrag.store.checksums import SEGMENT, segment_checksums
 from kvrag.store.codecs import CODECS
 
 __all__ = ["read_header", "read_packet", "write_packet"]
 
 ALIGNMENT = 4096
 MAX_HEADER = 1 << 20
-PIECE = 256 << 10  # bytes that are hashed while they are still in a core's own cache
 SHARE = 5 << 20  # bytes that are worth a thread
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -57,7 +55,7 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
     with ThreadPoolExecutor(THREADS, thread_name_prefix="kvrag-write") as pool:
         encoded = list(pool.map(codec.encode_intact, kv))
     raw_layers = tuple(number for number, layer in enumerate(encoded) if layer is None)
-    layers = [_bytes_of(raw if layer is None else layer) for raw, layer in zip(kv, encoded, strict=True)]
+    layers = [bytes_of(raw if layer is None else layer) for raw, layer in zip(kv, encoded, strict=True)]
     header = PacketHeader(
         key=packet.key,
         identity=packet.scope.identity,
@@ -67,6 +65,7 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
         checksums=tuple(xxh3_128_hexdigest(layer) for layer in layers),
         created=float(int(time.time())),  # of constant length, so that equal packets give files of equal size
         raw_layers=raw_layers,
+        segments=segment_checksums(kv) if codec.name == "raw" else (),
     )
     try:
         preamble = _preamble(header.model_dump_json(), header, len(ids))
@@ -75,7 +74,7 @@ def write_packet(fd: int, packet: Packet) -> PacketHeader:
     if len(preamble) > MAX_HEADER:
         raise StoreError(f"the packet's header takes {len(preamble)} bytes, at most {MAX_HEADER} can be stored")
     for part in (memoryview(preamble), *layers, ids.data.cast("B")):
-        _write_all(fd, part)
+        write_all(fd, part)
     return header
 
 
@@ -86,7 +85,7 @@ def read_header(path: StrPath) -> PacketHeader:
         CorruptPacketError: it is not a packet file, or not a whole one.
         OSError: it cannot be read.
     """
-    with _opened(path) as fd:
+    with opened(path) as fd:
         return _read_header(fd)[0]
 
 
@@ -97,15 +96,15 @@ def read_packet(path: StrPath, *, key: PacketKey, allocate: Allocator | None = N
         CorruptPacketError: any byte is not what was written, or it is another packet.
         OSError: it cannot be read.
     """
-    with _opened(path) as fd:
+    with opened(path) as fd:
         header, start, tokens = _read_header(fd)
         if header.key != key:
-            _corrupt(f"expected packet {key}, found {header.key}")
+            corrupt(f"expected packet {key}, found {header.key}")
         kv = _read_layers(fd, header, start, allocate or BlockArena(0))
         ids = np.empty(tokens, dtype="<i8")
-        _read_exactly(fd, ids.data.cast("B"), start + sum(_layer_sizes(header)))
+        read_exactly(fd, ids.data.cast("B"), start + sum(_layer_sizes(header)))
         if header.scope.key(ids) != key:
-            _corrupt(f"its identity, recipe, namespace and token ids do not give its key {key}")
+            corrupt(f"its identity, recipe, namespace and token ids do not give its key {key}")
     ids.flags.writeable = False
     return Packet(key=key, scope=header.scope, token_ids=ids, kv=kv)
 
@@ -145,24 +144,26 @@ def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
     size = os.fstat(fd).st_size
     start = 8 + int.from_bytes(os.pread(fd, 8, 0), "little")
     if start > min(size, MAX_HEADER) or start % ALIGNMENT:
-        _corrupt(f"its header claims {start - 8} bytes, the file has {size}")
+        corrupt(f"its header claims {start - 8} bytes, the file has {size}")
     preamble = os.pread(fd, start, 0)
     try:
         header_json = json.loads(preamble[8:].decode())["__metadata__"]["kvrag"]
         header = PacketHeader.model_validate_json(header_json)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        _corrupt(f"its header cannot be read: {type(error).__name__}: {str(error)[:200]}")
+        corrupt(f"its header cannot be read: {type(error).__name__}: {str(error)[:200]}")
     if header.identity.dtype not in DTYPES:
-        _corrupt(f"its dtype {header.identity.dtype[:40]!r} is unknown")
+        corrupt(f"its dtype {header.identity.dtype[:40]!r} is unknown")
     if header.identity.codec not in CODECS:
-        _corrupt(f"its codec {header.identity.codec[:40]!r} is unknown")
+        corrupt(f"its codec {header.identity.codec[:40]!r} is unknown")
     if min(header.shape) < 1 or header.shape[1] != 2 or len(header.checksums) != header.shape[0]:
-        _corrupt(f"its shape {header.shape} with {len(header.checksums)} checksums is impossible")
+        corrupt(f"its shape {header.shape} with {len(header.checksums)} checksums is impossible")
     if not all(0 <= layer < header.shape[0] for layer in header.raw_layers):
-        _corrupt(f"its raw layers {header.raw_layers[:8]} are not among its {header.shape[0]}")
+        corrupt(f"its raw layers {header.raw_layers[:8]} are not among its {header.shape[0]}")
+    if header.segments and len(header.segments) != -(-header.shape[3] // SEGMENT):
+        corrupt(f"its shape {header.shape} with {len(header.segments)} segments is impossible")
     tokens, rest = divmod(size - start - sum(_layer_sizes(header)), 8)
     if tokens < 0 or rest or preamble != _preamble(header_json, header, tokens):
-        _corrupt(f"its header is not the one that belongs to a file of {size} bytes")
+        corrupt(f"its header is not the one that belongs to a file of {size} bytes")
     return header, start, tokens
 
 
@@ -170,7 +171,7 @@ def _read_layers(fd: int, header: PacketHeader, start: int, allocate: Allocator)
     """Keys and values straight into their memory, hashed on the way while they are in a core's own cache."""
     dtype, layers = getattr(torch, header.identity.dtype), header.shape[0]
     kv = allocate(prod(header.shape) * dtype.itemsize).view(dtype).view(header.shape)
-    memory, expanded = _bytes_of(kv), kv[0].nbytes
+    memory, expanded = bytes_of(kv), kv[0].nbytes
     sizes = _layer_sizes(header)
     begins = [start, *(start + end for end in accumulate(sizes))]
     codec = CODECS[header.identity.codec]
@@ -179,11 +180,11 @@ def _read_layers(fd: int, header: PacketHeader, start: int, allocate: Allocator)
     def read(run: range) -> None:
         in_place = codec.name == "raw" or run.start in header.raw_layers
         stored = None if in_place else torch.empty(sizes[run.start], dtype=torch.uint8)
-        view = memory[run.start * expanded : run.stop * expanded] if stored is None else _bytes_of(stored)
-        checksums = _read_hashed(fd, view, begins[run.start], len(run))
+        view = memory[run.start * expanded : run.stop * expanded] if stored is None else bytes_of(stored)
+        checksums = read_hashed(fd, view, begins[run.start], len(run))
         for layer, checksum in zip(run, checksums, strict=True):
             if checksum != header.checksums[layer]:
-                _corrupt(f"the checksum of layer {layer} is wrong")
+                corrupt(f"the checksum of layer {layer} is wrong")
         if stored is not None:
             codec.decode(stored, kv[run.start])
 
@@ -202,49 +203,3 @@ def _layer_sizes(header: PacketHeader) -> list[int]:
     shape, dtype = header.shape[1:], getattr(torch, header.identity.dtype)
     size, raw = (CODECS[name].nbytes(shape, dtype) for name in (header.identity.codec, "raw"))
     return [raw if layer in header.raw_layers else size for layer in range(header.shape[0])]
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _write_all(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _read_hashed(fd: int, data: memoryview, offset: int, layers: int) -> list[str]:
-    """Fill `data` from the file and return the checksums of its layers, which are equally long."""
-    if layers > 1:
-        _read_exactly(fd, data, offset)
-        size = len(data) // layers
-        return [xxh3_128_hexdigest(data[begin : begin + size]) for begin in range(0, len(data), size)]
-    checksum = xxh3_128()
-    for begin in range(0, len(data), PIECE):
-        piece = data[begin : begin + PIECE]
-        _read_exactly(fd, piece, offset + begin)
-        checksum.update(piece)
-    return [checksum.hexdigest()]
-
-
-def _read_exactly(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.preadv(fd, [data], offset)
-        if not count:
-            _corrupt("it became shorter while it was read")
-        data, offset = data[count:], offset + count
-
-
-@contextmanager
-def _opened(path: StrPath) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    except CorruptPacketError as error:
-        raise CorruptPacketError(f"{os.fspath(path)}: {error}") from None
-    finally:
-        os.close(fd)
-
-
-def _corrupt(message: str) -> NoReturn:
-    raise CorruptPacketError(message)

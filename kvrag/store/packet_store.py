@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
-from kvrag.errors import StoreError
+from kvrag.errors import CorruptPacketError, StoreError
 from kvrag.matching import TextMatcher, fingerprint
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.store import gc, integrity, usage
 from kvrag.store.blocks import pinned
 from kvrag.store.budget import DiskBudget
+from kvrag.store.claims import Claims
 from kvrag.store.connection import CorruptIndexError
 from kvrag.store.disk import DiskTier
 from kvrag.store.index import Index
@@ -25,6 +25,7 @@ from kvrag.store.metrics import StoreMetrics
 from kvrag.store.objects import Objects
 from kvrag.store.records import PacketRow, Problem, RepairReport, StoreStat
 from kvrag.store.remote import RemoteTier
+from kvrag.store.segments import PacketFile
 from kvrag.store.stock import take_stock
 from kvrag.store.tiers import Tier
 from kvrag.store.uploads import Uploads
@@ -98,8 +99,7 @@ class PacketStore:
         self._uploads = Uploads(self._remote, index, budget, metrics) if self._remote else None
         self._tiers: list[Tier] = [tier for tier in (self._memory, self._disk, self._remote) if tier is not None]
         self._matchers = Matchers(index)
-        self._loading: dict[PacketKey, Future[Packet | None]] = {}
-        self._lock = threading.Lock()
+        self._claims = Claims(self._memory)
         try:
             index.open()
         except CorruptIndexError as error:
@@ -199,6 +199,47 @@ class PacketStore:
         """Read packets into memory that a GPU can copy from by itself, from now on."""
         self._disk.allocate = pinned
 
+    def row(self, key: PacketKey) -> PacketRow | None:
+        """What the index says about a packet; its `texts` are not counted."""
+        return self._index.row(key)
+
+    def open(self, key: PacketKey, **options: Any) -> PacketFile | None:
+        """The packet's file, to be read in parts; None when this disk has none.
+
+        Args:
+            key: of the packet.
+            options: `read` and `cancelled` of `PacketFile`.
+
+        Raises:
+            CorruptPacketError: it is not what was written; tell `dismiss`.
+            OSError: it cannot be read; tell `dismiss`.
+        """
+        row = self._index.row(key)
+        path = None if row is None else self._disk.path(row.identity, key)
+        if path is None or not path.exists():
+            return None
+        return PacketFile(path, key=key, allocate=self._disk.allocate, **options)
+
+    def dismiss(self, key: PacketKey, error: CorruptPacketError | OSError) -> None:
+        """Act on an error of reading: what is not intact goes into quarantine, what is gone is forgotten."""
+        row = self._index.row(key)
+        if row is not None:
+            self._disk.dismiss(row, error)
+
+    def claim(self, key: PacketKey) -> tuple[Future[Packet | None], bool]:
+        """A packet on its way into host memory, and whether the caller has to bring it there: he ends with `settle`."""
+        return self._claims.claim(key)
+
+    def settle(self, key: PacketKey, packet: Packet | None) -> Packet | None:
+        """End a claim: keep the packet in host memory, and give it to all who wait; None is a miss."""
+        return self._claims.settle(key, packet)
+
+    def count(self, *, memory: int = 0, disk: int = 0, misses: int = 0) -> None:
+        """Add to what `metrics` says about packets asked for by `claim` that did not come through `read`."""
+        self.metrics.hits.labels("memory").inc(memory)
+        self.metrics.hits.labels("disk").inc(disk)
+        self.metrics.misses.inc(misses)
+
     def remove(self, key: PacketKey) -> bool:
         """Delete a packet from every tier and forget its texts; False when there was none.
 
@@ -279,32 +320,26 @@ class PacketStore:
     def __repr__(self) -> str:
         return f"PacketStore({str(self.root)!r})"
 
-    def _load(self, key: PacketKey) -> Packet | None:
-        """Read a packet once, however many threads ask for it meanwhile."""
-        mine: Future[Packet | None] = Future()
-        with self._lock:
-            pending = self._loading.setdefault(key, mine)
-        if pending is not mine:
-            return pending.result()
-        try:
-            packet = self._read(key)
-            mine.set_result(packet)
-            return packet
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                del self._loading[key]
-
-    def _read(self, key: PacketKey) -> Packet | None:
+    def read(self, key: PacketKey) -> Packet | None:
+        """The packet from disk or the remote, for one who has claimed it; None when it is not there or not intact."""
         for tier in self._tiers[1:]:
             begin = time.perf_counter()
             packet = tier.get(key)
             if packet is not None:
-                self._memory.add(packet)
                 self.metrics.load_seconds.labels(tier.name).observe(time.perf_counter() - begin)
                 self.metrics.hits.labels(tier.name).inc()
                 return packet
-        self.metrics.misses.inc()
         return None
+
+    def _load(self, key: PacketKey) -> Packet | None:
+        """Read a packet once, however many threads ask for it meanwhile."""
+        pending, mine = self.claim(key)
+        if not mine:
+            return pending.result()
+        packet: Packet | None = None
+        try:
+            packet = self.read(key)
+            self.metrics.misses.inc(packet is None)
+        finally:
+            self.settle(key, packet)
+        return packet

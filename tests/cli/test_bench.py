@@ -41,6 +41,23 @@ def test_steps_of_requests_that_share_packets(kvrag):
         assert row["tokens_per_s"] == pytest.approx(1e3 * row["requests"] / row["step_ms"], rel=0.05)
 
 
+def test_packets_computed_loaded_and_both(kvrag, tmp_path):
+    out, chart = tmp_path / "load.json", tmp_path / "load.png"
+    options = ("--context", 300, "--packet", 150, "--bandwidth", 0.005, "--runs", 3, "--dtype", "float32")
+    done = kvrag("bench", "load", "--model", "tiny", *options, "--json", "--out", out, "--chart", chart)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads(out.read_text())
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    assert (found["context"], found["packet"]) == (300, 150)
+    modes = ("compute", "load", "hybrid")
+    assert [(r["bandwidth_gbps"], r["mode"]) for r in found["rows"]] == [(b, m) for b in (0.005, None) for m in modes]
+    times = {r["mode"]: r["ms"] for r in found["rows"] if r["bandwidth_gbps"]}
+    assert times["load"] > 300 * 2 * 2 * 2 * 32 * 4 / 5e6 * 1e3 * 0.95  # the reader really waits
+    assert found["disk"]["kvrag_gbps"] > 0
+    assert found["disk"]["raw_gbps"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

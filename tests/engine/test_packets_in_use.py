@@ -81,7 +81,7 @@ def damage(path, how):
 def test_a_damaged_packet_is_a_counted_miss_with_the_right_answer(new_engine, how):
     builder = new_engine()
     builder.build(CHUNKS)
-    reader = new_engine()  # its memory is empty: every packet comes from disk
+    reader = new_engine(loading="load")  # its memory is empty: every packet comes from disk
     for path in files(builder):
         damage(path, how)
     answer = reader.generate(PROMPT, max_new_tokens=8)
@@ -101,7 +101,7 @@ def test_one_damaged_packet_leaves_the_others_attached(new_engine):
     builder = new_engine()
     builder.build(CHUNKS)
     damage(files(builder)[0], "bit flip in the numbers")
-    usage = new_engine().generate(PROMPT, max_new_tokens=2).usage
+    usage = new_engine(loading="load").generate(PROMPT, max_new_tokens=2).usage
     packets = [len(builder.model.tokenizer.encode(c, literal=True)) for c in CHUNKS]
     assert usage.cached_tokens in {sum(packets) - one for one in packets}
 

@@ -1,0 +1,248 @@
+"""Packets into memory by computing, by loading, and by both at once, at several bandwidths."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kvrag.bench.timing import median_ms
+from kvrag.builder import Chunk
+from kvrag.errors import KVRagError
+from kvrag.evaluation.chart import check_plotting
+from kvrag.files import replace_file
+from kvrag.loading.loader import PacketLoader
+from kvrag.loading.settings import Loading
+from kvrag.model import LanguageModel
+from kvrag.packet import Identity, Packet, PacketKey, Recipe, Scope
+from kvrag.store import PacketStore
+
+__all__ = ["DiskRates", "LoadBench", "LoadRow", "PacedReader", "measure_loading"]
+
+_PIECE = 256 << 10  # bytes between two looks at the clock
+_MODES = {"compute": "compute", "load": "load", "hybrid": "auto"}
+
+
+class PacedReader:
+    """Reads files no faster than so many bytes a second, for all threads together.
+
+    Args:
+        bandwidth: bytes a second; None reads as fast as it can.
+    """
+
+    def __init__(self, bandwidth: float | None) -> None:
+        self._bandwidth, self._due = bandwidth, 0.0
+
+    def __call__(self, fd: int, data: memoryview, offset: int) -> None:
+        """Fill `data` from `offset` of a file."""
+        while data:
+            count = os.preadv(fd, [data[:_PIECE]], offset)
+            if not count:
+                raise OSError("expected a file that stays as it is, found a shorter one")
+            data, offset = data[count:], offset + count
+            if self._bandwidth:
+                self._due = max(self._due, time.perf_counter() - 0.001) + count / self._bandwidth
+                time.sleep(max(0.0, self._due - time.perf_counter()))
+
+
+@dataclass(frozen=True)
+class LoadRow:
+    """One way of bringing packets at one bandwidth.
+
+    Attributes:
+        bandwidth_gbps: GB (10^9 bytes) a second; None is the disk's own.
+        mode: "compute", "load" or "hybrid".
+        ms: until all packets can be attached, median.
+        ideal_ms: of two sides that lose nothing by working together.
+    """
+
+    bandwidth_gbps: float | None
+    mode: str
+    ms: float
+    ideal_ms: float
+
+
+@dataclass(frozen=True)
+class DiskRates:
+    """GB a second through the store, and by a loop of reads over the same files; both with an empty page cache."""
+
+    kvrag_gbps: float
+    raw_gbps: float
+
+
+@dataclass(frozen=True)
+class LoadBench:
+    """Rows, and what they were measured on.
+
+    Attributes:
+        model: its name.
+        device: it ran on.
+        dtype: of keys and values.
+        date: ISO 8601.
+        context: tokens of all packets.
+        packet: tokens of one.
+        rows: of all bandwidths.
+        disk: the disk's own.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    date: str
+    context: int
+    packet: int
+    rows: Sequence[LoadRow]
+    disk: DiskRates
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file, whole or not at all."""
+        replace_file(path, (json.dumps(self.as_json(), indent=1) + "\n").encode())
+
+    def plot(self, path: Path) -> None:
+        """Draw milliseconds against bandwidth.
+
+        Raises:
+            KVRagError: matplotlib is not installed, or does not write such a format.
+        """
+        check_plotting()
+        library: Any = import_module("matplotlib.figure")
+        figure = library.Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
+        paced = [row for row in self.rows if row.bandwidth_gbps]
+        for mode in _MODES:
+            points = [(row.bandwidth_gbps, row.ms) for row in paced if row.mode == mode]
+            axes.plot(*zip(*points, strict=True), label=mode, marker="o")
+        ideal = [(row.bandwidth_gbps, row.ideal_ms) for row in paced if row.mode == "hybrid"]
+        axes.plot(*zip(*ideal, strict=True), label="ideal", linestyle=":")
+        axes.set_xlabel("bandwidth of the store [GB/s]")
+        axes.set_ylabel("until all packets can be attached [ms]")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        axes.set_title(f"{self.model}, {self.dtype} on {self.device}, {self.date}", loc="left")
+        try:
+            figure.savefig(path, dpi=150)
+        except ValueError as error:
+            raise KVRagError(f"expected the name of an image such as chart.png, found {path}: {error}") from error
+
+
+def measure_loading(
+    model: LanguageModel,
+    *,
+    bandwidths: Sequence[float],
+    context: int,
+    packet: int,
+    runs: int,
+    advance: Callable[[], object] = lambda: None,
+) -> LoadBench:
+    """Measure every way at every bandwidth, and at the disk's own.
+
+    Args:
+        model: to compute with.
+        bandwidths: GB a second.
+        context: tokens of all packets.
+        packet: tokens of one; packets hold random numbers.
+        runs: of each way; every one finds the page cache without the packets.
+        advance: called after each bandwidth.
+    """
+    dtype = str(model.dtype).removeprefix("torch.")
+    scope = Scope(Identity(config="", weights="", tokenizer="", rope="", dtype=dtype), Recipe(), "bench")
+    with tempfile.TemporaryDirectory(prefix="kvrag-bench-") as folder, PacketStore(folder, memory_bytes=0) as store:
+        chunks = _fill(store, model, scope, context, packet)
+        files = sorted(Path(folder, "packets").rglob("*.safetensors"))
+        rows: list[LoadRow] = []
+        for bandwidth in (*bandwidths, None):
+            rows += _rows(model, store, scope, chunks, files, bandwidth, runs)
+            advance()
+        disk = _disk(store, list(chunks), files, runs)
+    return LoadBench(model.name, model.device_name, dtype, str(date.today()), context, packet, rows, disk)
+
+
+def _fill(store: PacketStore, model: LanguageModel, scope: Scope, context: int, packet: int) -> dict[PacketKey, Chunk]:
+    g, random = model.geometry, np.random.default_rng(0)
+    chunks: dict[PacketKey, Chunk] = {}
+    for first in range(0, context, packet):
+        ids = random.integers(0, int(model.config.vocab_size), min(packet, context - first))
+        kv = torch.randn(g.layers, 2, g.kv_heads, len(ids), g.head_dim).to(model.dtype)
+        made = Packet(scope.key(ids), scope, ids, kv)
+        store.put(made, [])
+        chunks[made.key] = Chunk("", ids.tolist())
+    return chunks
+
+
+def _rows(
+    model: LanguageModel,
+    store: PacketStore,
+    scope: Scope,
+    chunks: dict[PacketKey, Chunk],
+    files: Sequence[Path],
+    bandwidth: float | None,
+    runs: int,
+) -> list[LoadRow]:
+    nbytes = sum(path.stat().st_size for path in files)
+    pool = model.new_pool(nbytes + (1 << 20))
+
+    def bring(loader: PacketLoader) -> None:
+        packets = loader.fetch(chunks, scope).packets.values()
+        if pool is not None:
+            with pool.hold(packets):
+                pool.arrivals.wait_for_all()
+
+    def forget() -> None:
+        _drop_cached(files)
+        if pool is not None:
+            for key in chunks:
+                pool.discard(key)
+
+    opened = {"read": PacedReader(bandwidth * 1e9)} if bandwidth else None
+    calls: dict[str, Callable[[], object]] = {}
+    for name, mode in _MODES.items():
+        loader = PacketLoader(model, None, store, _run_here, Loading.model_validate({"mode": mode}), opened)
+        calls[name] = lambda loader=loader: bring(loader)
+    times = median_ms(calls, model.device, runs=runs, before=forget)
+    ideal = 1 / (1 / times["compute"] + 1 / times["load"])
+    return [LoadRow(bandwidth, name, round(ms, 3), round(ideal, 3)) for name, ms in times.items()]
+
+
+def _disk(store: PacketStore, keys: Sequence[PacketKey], files: Sequence[Path], runs: int) -> DiskRates:
+    nbytes = sum(path.stat().st_size for path in files)
+    buffer = memoryview(bytearray(max(path.stat().st_size for path in files)))
+
+    def raw() -> None:
+        for path in files:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                done = 0
+                while done < size:
+                    done += os.preadv(file.fileno(), [buffer[done:size]], done)
+
+    calls = {"kvrag": lambda: [store.read(key) for key in keys], "raw": raw}
+    times = median_ms(calls, torch.device("cpu"), runs=runs, before=lambda: _drop_cached(files))
+    return DiskRates(*(round(nbytes / times[name] / 1e6, 3) for name in ("kvrag", "raw")))
+
+
+def _drop_cached(files: Sequence[Path]) -> None:
+    """Have the page cache forget files, which are durable already."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _run_here(job: Callable[..., Any], *args: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(job(*args))
+    return future

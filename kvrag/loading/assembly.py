@@ -1,0 +1,147 @@
+"""Puts packets together from what is computed of them and what is loaded."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvrag.builder import Chunk, Encoding
+from kvrag.errors import CorruptPacketError
+from kvrag.loading.ends import BothEnds
+from kvrag.loading.parts import Item, Part
+from kvrag.loading.schedule import Schedule
+from kvrag.packet import Packet, PacketKey, Scope
+from kvrag.store.segments import PacketFile, ReadCancelledError
+
+if TYPE_CHECKING:
+    from kvrag.loading.loader import PacketLoader
+
+__all__ = ["Assembly"]
+
+_SWIFT = 0.05  # seconds; packets that load faster are read in one go, which nobody can interrupt
+
+
+class Assembly:
+    """The packets of one `PacketLoader.fetch` while they grow from both ends.
+
+    The loading side writes into a block of its own, the computing side into a lane; a load that was given up therefore
+    never meets what is computed in its place.
+
+    Args:
+        loader: that brings them.
+        scope: of the packets.
+        texts: by key.
+        schedule: of who brings what.
+    """
+
+    def __init__(
+        self, loader: "PacketLoader", scope: Scope, texts: Mapping[PacketKey, str | Chunk], schedule: Schedule
+    ) -> None:
+        self.ends = BothEnds(schedule, self.load, self.compute)
+        self._loader, self._scope, self._texts, self._schedule = loader, scope, texts, schedule
+        self._whole: dict[PacketKey, Packet] = {}
+        self._blocks: dict[PacketKey, torch.Tensor] = {}
+        self._encodings: dict[PacketKey, Encoding] = {}
+        self._chunks: dict[PacketKey, Chunk] = {}
+        self._part: Part | None = None
+
+    def load(self, part: Part) -> bool:
+        """Load a part; False when it is not there. Belongs to the loading thread."""
+        self._part = part
+        item, loader = part.item, self._loader
+        begin = time.perf_counter()
+        try:
+            if part.whole and loader.live.now().load_s(item.nbytes) < _SWIFT and not loader.opened:
+                return self._load_at_once(part)
+            file = loader.store.open(item.key, cancelled=self._cancelled, **loader.opened)
+            if file is None:
+                return self._load_at_once(part)
+            with file:
+                loader.live.opened(time.perf_counter() - begin)
+                return self._load_from(file, part)
+        except ReadCancelledError:
+            return False
+        except (CorruptPacketError, OSError) as error:
+            loader.store.dismiss(item.key, error)
+            return False
+
+    def compute(self, parts: Sequence[Part]) -> None:
+        """Compute parts in one pass of the model."""
+        chunks = [self._chunk(part.item.key) for part in parts]
+        if all(part.whole for part in parts):
+            for packet in self._loader.run(self._loader.encode, self._scope, chunks):
+                self._whole[packet.key] = packet
+            return
+        ((part, chunk),) = zip(parts, chunks, strict=True)
+        self._loader.run(self._extend, part, chunk)
+
+    def opened(self, item: Item) -> bool:
+        """Whether some of the packet was read from its file in parts."""
+        return item.key in self._blocks
+
+    def packet(self, item: Item) -> Packet:
+        """The packet, once all of it is there."""
+        if item.key in self._whole:
+            return self._whole[item.key]
+        ids = torch.tensor(self._chunk(item.key).ids, dtype=torch.int64).numpy()
+        if item.front == item.tokens:
+            kv = self._loader.run(self._encodings[item.key].kv, 0, item.tokens).contiguous()
+            return Packet(item.key, self._scope, ids, kv)
+        kv = self._blocks[item.key]
+        if item.interrupted:  # somebody may still be writing into this one
+            kv = kv.clone()
+        if item.front:
+            kv[:, :, :, : item.front] = self._loader.run(self._encodings[item.key].kv, 0, item.front)
+        return Packet(item.key, self._scope, ids, kv)
+
+    def _load_at_once(self, part: Part) -> bool:
+        begin = time.perf_counter()
+        packet = self._loader.store.read(part.item.key)
+        if packet is None or (not part.whole and not self._made_whole(part)):
+            return False
+        self._loader.live.loaded(packet.nbytes, time.perf_counter() - begin)
+        self._whole[part.item.key] = packet
+        return True
+
+    def _load_from(self, file: PacketFile, part: Part) -> bool:
+        key = part.item.key
+        if not part.whole and not file.splits and not self._made_whole(part):
+            return False
+        if key not in self._blocks:
+            self._blocks[key] = file.new_block()
+        block = self._blocks[key]
+        if not part.whole:
+            begin = time.perf_counter()
+            file.read_tokens(part.first, part.last, block)
+            self._loader.live.loaded(round(part.left), time.perf_counter() - begin)
+            return True
+        layers = file.header.shape[0]
+        for layer in range(layers):
+            begin = time.perf_counter()
+            file.read_layer(layer, block)
+            self._loader.live.loaded(file.nbytes // layers, time.perf_counter() - begin)
+            with self.ends.lock:
+                self._schedule.moved(part, time.monotonic(), file.nbytes * (layers - layer - 1) / layers)
+        return True
+
+    def _made_whole(self, part: Part) -> bool:
+        with self.ends.lock:
+            return self._schedule.load_whole(part)
+
+    def _extend(self, part: Part, chunk: Chunk) -> None:
+        loader, key = self._loader, part.item.key
+        if key not in self._encodings:
+            self._encodings[key] = Encoding(loader.model, loader.adapter, self._scope, chunk)
+        loader.extend(self._encodings[key], part.first, part.last)
+
+    def _chunk(self, key: PacketKey) -> Chunk:
+        text = self._texts[key]
+        if isinstance(text, Chunk):
+            return text
+        if key not in self._chunks:
+            self._chunks[key] = Chunk(text, self._loader.model.tokenizer.encode(text, literal=True))
+        return self._chunks[key]
+
+    def _cancelled(self) -> bool:
+        return self.ends.ended or (self._part is not None and self._part.dropped)

@@ -1,0 +1,198 @@
+"""Who brings which packet, or which part of one: no threads and no clock, callers lock and tell the time."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from kvrag.loading.parts import GRAIN, Item, Part
+from kvrag.loading.rates import Rates
+from kvrag.loading.settings import LoadingMode
+
+__all__ = ["Schedule"]
+
+_CHUNK = 512  # tokens of a longer packet that are computed at a time
+_BATCH = 1024  # tokens of short packets that share a pass
+
+
+class Schedule:
+    """Divides packets between a side that computes and a side that loads while both are at work.
+
+    Packets stand in a line by the seconds of computing that a second of loading saves: the computing side takes them
+    from the beginning, the loading side from the end. In mode "auto" nobody begins what the other side would have done
+    sooner with everything else; so where one side is hopeless, it does nothing. A load that turns out slower than
+    computing is dropped, and its tokens are computed.
+
+    Args:
+        items: to bring.
+        rates: asked for whenever something is decided.
+        mode: which sides work, and whether they ask first if it is worth it.
+        on_drop: told of loads that are dropped, and when: the only sign of a store that has stopped answering.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        rates: Callable[[], Rates],
+        mode: LoadingMode = "auto",
+        on_drop: Callable[[Part, float], None] = lambda part, now: None,
+    ) -> None:
+        now = rates()
+        self._on_drop = on_drop
+        self.items = sorted(items, key=lambda item: _value(item, now))  # stable: otherwise as in the prompt
+        self._rates, self._mode = rates, mode
+        for item in self.items:
+            item.lost = mode == "load" and not item.nbytes
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is there or lost."""
+        return all(item.done for item in self.items)
+
+    def next_to_load(self, now: float) -> Part | None:
+        """What the loading side shall do next; None: nothing, for now."""
+        if self._mode == "compute":
+            return None
+        rates = self._rates()
+        for item in reversed(self.items):
+            if not item.open or not item.nbytes:
+                continue
+            others = self._compute_left(rates, now) - rates.compute_s(item.front, item.back)
+            contested = self._mode != "load" and (item.front > 0 or rates.load_s(item.nbytes) > others)
+            first = self._first_to_load(item, rates) if contested and item.splits else 0
+            needed = rates.load_s(item.share(first, item.back))
+            if item.front and not item.splits:  # all of it again, if that is sooner than computing the rest
+                needed = rates.load_s(item.nbytes)
+                if needed >= rates.compute_s(item.front, item.tokens):
+                    continue
+                for part in item.parts:
+                    part.dropped = True
+                item.parts.clear()
+                item.front = 0
+            elif self._mode == "auto" and needed > self._compute_left(rates, now):
+                continue
+            part = Part(item, first, item.back, True, now, item.share(first, item.back))
+            item.back = first
+            item.parts.append(part)
+            return part
+        return None
+
+    def next_to_compute(self, now: float) -> list[Part]:
+        """What the computing side shall do next, in one pass; empty: nothing, for now."""
+        rates = self._rates()
+        items = [item for item in self.items if item.open]
+        hopeless = [] if items else self._hopeless(rates, now)
+        items = items or hopeless
+        if self._mode == "load" or not items:
+            return []
+        item, limit = items[0], self._limit(rates)
+        length = item.back - item.front
+        if self._mode != "compute" and (item.front or item.tokens > _CHUNK or (len(items) == 1 and item.splits)):
+            length = min(length, _CHUNK, max(GRAIN, limit // GRAIN * GRAIN))
+        needed = rates.compute_s(item.front, item.front + length)
+        if self._mode == "auto" and item.nbytes and not hopeless and needed >= self._load_left(rates, now):
+            return []
+        parts = [self._computed_part(item, length, now)]
+        if parts[0].whole:
+            for other in items[1:]:
+                length += other.tokens
+                if length > min(limit, _BATCH) or other.front or other.back < other.tokens:
+                    break
+                parts.append(self._computed_part(other, other.tokens, now))
+        return parts
+
+    def moved(self, part: Part, now: float, left: float) -> None:
+        """A load goes on; so many bytes are left of it."""
+        part.moved, part.left = now, left
+
+    def finish(self, part: Part) -> None:
+        """A part is there."""
+        if not part.dropped:
+            part.item.parts.remove(part)
+
+    def fail(self, part: Part) -> None:
+        """The packet cannot be loaded: what is loaded of it does not count, and it is computed if anybody may."""
+        item = part.item
+        if not part.dropped:
+            item.parts.remove(part)
+            item.back = item.tokens
+        item.nbytes, item.lost = 0, self._mode == "load"
+
+    def load_whole(self, part: Part) -> bool:
+        """The packet turns out not to split: make the part all of it. False: its front is computed already."""
+        item = part.item
+        item.splits = False
+        if part.dropped:
+            return False
+        if item.front:
+            item.parts.remove(part)
+            item.back = part.last
+            return False
+        part.first = item.back = 0
+        part.left = item.nbytes
+        return True
+
+    def _computed_part(self, item: Item, length: int, now: float) -> Part:
+        part = Part(item, item.front, item.front + length, False, now)
+        item.front += length
+        item.parts.append(part)
+        return part
+
+    def _first_to_load(self, item: Item, rates: Rates) -> int:
+        """Where the next load of a shared packet begins: it takes half as long as the two sides together need."""
+        tokens = int(self._together(rates) / 2 * rates.bandwidth / item.nbytes * item.tokens)
+        first = (item.back - max(tokens, 1)) // GRAIN * GRAIN
+        return max(first, item.front)
+
+    def _limit(self, rates: Rates) -> int:
+        """Tokens to compute at a time: half of what the computing side has to do until the two sides meet."""
+        return int(self._together(rates) / 2 / rates.token_seconds) if self._mode != "compute" else _BATCH
+
+    def _together(self, rates: Rates) -> float:
+        """Seconds until all open tokens are there, with both sides at work."""
+        items = [item for item in self.items if item.open]
+        compute = sum(rates.compute_s(item.front, item.back) for item in items)
+        load = sum(rates.load_s(item.share(item.front, item.back)) for item in items if item.nbytes)
+        if not load or any(not item.nbytes for item in items):
+            return compute
+        return 1 / (1 / compute + 1 / load)
+
+    def _hopeless(self, rates: Rates, now: float) -> list[Item]:
+        """A packet whose load takes longer than computing would; the load is dropped."""
+        if self._mode not in ("auto", "both"):
+            return []
+        for part in self._under_way(loading=True):
+            item = part.item
+            if rates.compute_s(item.front, part.last) < self._load_left(rates, now):
+                part.dropped = item.interrupted = True
+                item.parts.remove(part)
+                item.back = part.last
+                self._on_drop(part, now)
+                return [item]
+        return []
+
+    def _load_left(self, rates: Rates, now: float) -> float:
+        """Seconds until the loading side alone would have brought everything that is not being computed."""
+        if self._mode == "compute":
+            return float("inf")
+        under_way, slower = 0.0, 1.0
+        for part in self._under_way(loading=True):
+            expected, elapsed = max(1e-9, rates.load_s(part.left)), now - part.moved
+            slower = max(slower, elapsed / expected)
+            under_way += abs(expected - elapsed)  # what is late will be as late again
+        items = [item for item in self.items if item.open]
+        if any(not item.nbytes for item in items):
+            return float("inf")
+        return under_way + slower * sum(rates.load_s(item.share(item.front, item.back)) for item in items)
+
+    def _compute_left(self, rates: Rates, now: float) -> float:
+        """Seconds until the computing side alone would have brought everything that is not being loaded."""
+        parts = self._under_way(loading=False)
+        under_way = max((rates.compute_s(p.first, p.last) - (now - p.moved) for p in parts), default=0.0)
+        open_items = (item for item in self.items if item.open)
+        return max(0.0, under_way) + sum(rates.compute_s(item.front, item.back) for item in open_items)
+
+    def _under_way(self, *, loading: bool) -> Iterator[Part]:
+        return (part for item in self.items for part in item.parts if part.loading == loading)
+
+
+def _value(item: Item, rates: Rates) -> float:
+    """Seconds of computing that a second of loading saves; packets that are not stored come first."""
+    return rates.compute_s(0, item.tokens) / rates.load_s(item.nbytes) if item.nbytes else 0.0
