@@ -24,7 +24,7 @@ import torch
 from toy_packets import SCOPE, raw, toy_packet, toy_text
 
 from kvrag.matching import fingerprint
-from kvrag.store import PacketStore, disk, format, index
+from kvrag.store import PacketStore, bytes, disk, format, index
 
 SEEDS = range(40)
 EXPECTED = {toy_packet(seed).key: raw(toy_packet(seed)) for seed in SEEDS}
@@ -71,7 +71,7 @@ def torn_write(nth: int, part: float) -> Callable[[], None]:
                 kill_self()
             return write(fd, data)
 
-        format.os = type("os", (), dict(vars(os)) | {"write": staticmethod(torn)})
+        bytes.os = type("os", (), dict(vars(os)) | {"write": staticmethod(torn)})
 
     return arm
 
@@ -89,10 +89,10 @@ def points(chance: random.Random) -> dict[str, tuple[str, Callable[[], None]]]:
         "put: in the transaction": ("build", at(index, "_add_texts", nth)),
         "put: after the row": ("build", at(index.Index, "add", nth, after=True)),
         "remove: in the transaction": ("remove", at(index, "_remove", 1, after=True)),
-        "remove: before the file": ("remove", at(disk.DiskTier, "remove", 1)),
+        "remove: before the file": ("remove", at(Path, "unlink", 1)),
         "gc: in the transaction": ("gc", at(index, "_remove", 2)),
         "gc: between rows and files": ("gc", at(index.Index, "remove_if", 1, after=True)),
-        "gc: among the files": ("gc", at(disk.DiskTier, "remove", 2)),
+        "gc: among the files": ("gc", at(Path, "unlink", 2)),
         "repair: before quarantine": ("repair", at(disk.DiskTier, "quarantine", 1)),
         "repair: after quarantine": ("repair", at(disk.DiskTier, "quarantine", 1, after=True)),
         "repair: among adoptions": ("repair", at(index.Index, "add", 2)),

@@ -12,7 +12,7 @@ from toy_packets import SCOPE, raw, toy_packet, toy_text
 
 from kvrag.errors import StoreError
 from kvrag.matching import fingerprint
-from kvrag.store import PacketStore, format
+from kvrag.store import PacketStore
 
 
 def assert_safe(store: PacketStore, seeds) -> None:
@@ -88,7 +88,7 @@ def test_a_disk_that_is_full_after_any_number_of_bytes(tmp_path, monkeypatch):
         for limit in [0, 1, 4095, 4096, 4097, 4415, 4416, 4417, 5055, 5056, 5057, 5095, *range(7, 5096, 601)]:
             with monkeypatch.context() as patch:
                 room = limit
-                patch.setattr(format.os, "write", limited)
+                patch.setattr(os, "write", limited)
                 with pytest.raises(StoreError, match="No space left"):
                     store.put(toy_packet(1), [toy_text(1)])
             assert list(store.verify()) == []
