@@ -162,6 +162,8 @@ def measure_loading(
     dtype = str(model.dtype).removeprefix("torch.")
     scope = Scope(Identity(config="", weights="", tokenizer="", rope="", dtype=dtype), Recipe(), "bench")
     with tempfile.TemporaryDirectory(prefix="kvrag-bench-") as folder, PacketStore(folder, memory_bytes=0) as store:
+        if model.device.type == "cuda":
+            store.pin_memory()
         chunks = _fill(store, model, scope, context, packet)
         files = sorted(Path(folder, "packets").rglob("*.safetensors"))
         rows: list[LoadRow] = []
