@@ -50,7 +50,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/matching.py
-	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/reads.py
 	$(BIN)/python benchmarks/ttft.py
 	$(BIN)/kvrag demo --json > benchmarks/results/demo-cpu.json.new
 	mv benchmarks/results/demo-cpu.json.new benchmarks/results/demo-cpu.json

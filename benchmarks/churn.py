@@ -50,7 +50,8 @@ def set_clock(now: float) -> None:
     """The clock of this process, and the times it gives to files."""
     utime = os.utime
     time.time = lambda: now
-    os.utime = lambda path: utime(path, (now, now))
+    time.time_ns = lambda: int(1e9 * now)
+    os.utime = lambda path, **times: utime(path, **times or {"times": (now, now)})
 
 
 def build(store: PacketStore, documents: Sequence[int], chance: random.Random) -> dict[str, Any]:

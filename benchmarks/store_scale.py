@@ -26,7 +26,6 @@ from kvrag.matching import fingerprint
 from kvrag.packet import Identity, Packet, Recipe, Scope
 from kvrag.store import PacketStore
 from kvrag.store.format import write_packet
-from kvrag.store.index import COLUMNS, _add_texts
 from kvrag.store.records import PacketRow
 
 SCOPE = Scope(Identity(config="c", weights="w", tokenizer="t", rope="r", dtype="bfloat16"), Recipe())
@@ -40,7 +39,7 @@ def text(number: int) -> str:
 
 
 def fill(root: Path, packets: int) -> None:
-    with PacketStore(root) as store, store._index._write.transaction() as index:
+    with PacketStore(root) as store, store._index.exclusive():
         for number in range(packets):
             ids = np.arange(number, number + 8, dtype=np.int64)
             packet = Packet(SCOPE.key(ids), SCOPE, ids, KV)
@@ -50,11 +49,7 @@ def fill(root: Path, packets: int) -> None:
                 row = PacketRow.of(write_packet(file.fileno(), packet), file.tell())
             known = fingerprint(text(number))
             assert known
-            index.execute(
-                f"INSERT INTO packets ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row.key, row.scope, row.identity, row.namespace, row.recipe, row.tokens, row.bytes, row.created),
-            )
-            _add_texts(index, row.scope, row.key, [known])
+            store._index.add(row, [known])
 
 
 def resident() -> int:

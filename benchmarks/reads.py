@@ -1,6 +1,6 @@
 """How fast packets come from disk, beside a bare loop of preadv over the same files.
 
-    python benchmarks/load.py --out benchmarks/results/load-cpu.json
+    python benchmarks/reads.py --out benchmarks/results/reads-cpu.json
 
 Runs of all methods take turns. `kvrag` reads, checks and hands out packets; `unchecked` does the same without
 checksums; `raw` reads the bytes of the files with as many threads into memory that is there, `raw_one_thread` with one.
