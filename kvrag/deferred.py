@@ -82,7 +82,9 @@ class DeferredBuilds:
                 self._inbox.task_done()
 
     def _consider(self, scope: Scope, key: PacketKey, text: str) -> None:
-        if self._store.has(key) or self._counts.add(key) < self._uses:
+        if self._store.has(key, scope):  # somebody else has built it, maybe on another machine
+            return self._store.register(scope, text, key)
+        if self._counts.add(key) < self._uses:
             return
         chunk = tokenize_chunk(self._model, scope, text)
         if scope.key(chunk.ids) != key:

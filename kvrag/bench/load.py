@@ -25,6 +25,7 @@ from kvrag.loading.settings import Loading
 from kvrag.model import LanguageModel
 from kvrag.packet import Identity, Packet, PacketKey, Recipe, Scope
 from kvrag.store import PacketStore
+from kvrag.store.bytes import opened, read_exactly
 
 __all__ = ["DiskRates", "LoadBench", "LoadRow", "PacedReader", "measure_loading"]
 
@@ -211,10 +212,10 @@ def _rows(
             for key in chunks:
                 pool.discard(key)
 
-    opened = {"read": PacedReader(bandwidth * 1e9)} if bandwidth else None
+    paced = {"read": PacedReader(bandwidth * 1e9)} if bandwidth else None
     calls: dict[str, Callable[[], object]] = {}
     for name, mode in _MODES.items():
-        loader = PacketLoader(model, None, store, _run_here, Loading.model_validate({"mode": mode}), opened)
+        loader = PacketLoader(model, None, store, _run_here, Loading.model_validate({"mode": mode}), paced)
         calls[name] = lambda loader=loader: bring(loader)
     times = median_ms(calls, model.device, runs=runs, before=forget)
     ideal = 1 / (1 / times["compute"] + 1 / times["load"])
@@ -227,11 +228,8 @@ def _disk(store: PacketStore, keys: Sequence[PacketKey], files: Sequence[Path], 
 
     def raw() -> None:
         for path in files:
-            with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                done = 0
-                while done < size:
-                    done += os.preadv(file.fileno(), [buffer[done:size]], done)
+            with opened(path) as fd:
+                read_exactly(fd, buffer[: path.stat().st_size], 0)
 
     calls = {"kvrag": lambda: [store.read(key) for key in keys], "raw": raw}
     times = median_ms(calls, torch.device("cpu"), runs=runs, before=lambda: _drop_cached(files))

@@ -19,7 +19,7 @@ from kvrag.loading.schedule import Schedule
 from kvrag.loading.settings import Loading
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
-from kvrag.store import PacketStore
+from kvrag.store import PacketRow, PacketStore
 
 __all__ = ["Fetched", "PacketLoader", "guessed_rates"]
 
@@ -149,7 +149,8 @@ class PacketLoader:
         """Bring claimed packets and settle every claim."""
         unsettled = dict.fromkeys(texts)
         try:
-            items = [self._item(key, text, scope) for key, text in texts.items()]
+            rows = {key: self.store.row(key) for key in texts}
+            items = [self._item(row, texts[key], scope) for key, row in rows.items() if row is not None]
             assembly = Assembly(self, scope, texts, self._schedule(items))
             assembly.ends.run()
             for item in items:
@@ -161,7 +162,8 @@ class PacketLoader:
                     fetched.unstored.append((packet, text.text if isinstance(text, Chunk) else text))
             fetched.report = LoadReport.of((item.front, item.tokens) for item in items if not item.lost)
             in_parts = sum(assembly.opened(item) for item in items)
-            self.store.count(disk=in_parts, misses=sum(item.lost or not item.nbytes for item in items))
+            known = sum(item.nbytes > 0 and not item.lost for item in items)
+            self.store.count(disk=in_parts, misses=len(texts) - known)
         finally:
             for key in unsettled:
                 self.store.settle(key, None)
@@ -176,12 +178,14 @@ class PacketLoader:
             on_drop=lambda part, now: self.live.loaded(round(part.left), now - part.moved),
         )
 
-    def _item(self, key: PacketKey, text: str | Chunk, scope: Scope) -> Item:
-        row = self.store.row(key)
-        if row is None or not self.store.has(key):  # without a row it was never built: its policy says when it will be
+    def _item(self, row: PacketRow, text: str | Chunk, scope: Scope) -> Item:
+        tokens = row.tokens
+        if not tokens:  # a remote has listed it, and nobody here has read it yet
             ids = text.ids if isinstance(text, Chunk) else self.model.tokenizer.encode(text, literal=True)
-            return Item(key, len(ids) + scope.recipe.extra_tokens, 0, lost=row is None)
-        return Item(key, row.tokens, row.bytes, scope.identity.codec == "raw" and row.tokens > GRAIN)
+            tokens = len(ids) + scope.recipe.extra_tokens
+        if not self.store.has(row.key):
+            return Item(row.key, tokens, 0)
+        return Item(row.key, tokens, row.bytes, scope.identity.codec == "raw" and tokens > GRAIN)
 
 
 def guessed_rates(model: LanguageModel) -> Rates:

@@ -10,6 +10,7 @@ __all__ = ["Schedule"]
 
 _CHUNK = 512  # tokens of a longer packet that are computed at a time
 _BATCH = 1024  # tokens of short packets that share a pass
+_SHARE = 0.8  # few large passes take less time than many small ones; the rest is for estimates that are wrong
 
 
 class Schedule:
@@ -142,8 +143,8 @@ class Schedule:
         return max(first, item.front)
 
     def _limit(self, rates: Rates) -> int:
-        """Tokens to compute at a time: half of what the computing side has to do until the two sides meet."""
-        return int(self._together(rates) / 2 / rates.token_seconds) if self._mode != "compute" else _BATCH
+        """Tokens to compute at a time: most of what the computing side has to do until the two sides meet."""
+        return int(_SHARE * self._together(rates) / rates.token_seconds) if self._mode != "compute" else _BATCH
 
     def _together(self, rates: Rates) -> float:
         """Seconds until all open tokens are there, with both sides at work."""

@@ -32,7 +32,6 @@ def test_a_second_machine_builds_nothing_and_asks_packets_of_the_first(
     assert stat["tiers"]["remote"] == stat["bytes"] > 0
     answer = ask("goats", "--top-k", 1)
     assert (answer["answer"], answer["cached_tokens"]) == (expected["answer"], expected["cached_tokens"])
-    assert json.loads(kvrag("store", "stat", "--json").stdout)["tiers"]["disk"] > 0
     assert kvrag("store", "verify").exit_code == 0
     assert json.loads(kvrag("store", "repair", "--json").stdout)["dropped"] == 0
 

@@ -26,6 +26,7 @@ def machine(hf_tokenizer, tmp_path) -> Machine:
     def run(folder: str, remote: object) -> Iterator[PacketEngine]:
         model = LanguageModel(build_model(LlamaConfig(**TINY)), hf_tokenizer, name="tiny")
         options = {"adapter": "none", "strategy": "no-recompute", "computed_bytes": 0}
+        options["loading"] = "load"  # so small a model computes packets sooner than it loads them
         with (
             PacketStore(tmp_path / folder, remote=remote) as store,
             PacketEngine(model, store=store, **options) as engine,
