@@ -107,6 +107,7 @@ class Trial:
         self.root, self.chance = root, chance
         self.by_text: set[int] = set()
         self.by_file: set[int] = set()
+        self.removed = False  # since the last repair
         self.counts: Counter[str] = Counter()
         self.named: Counter[str] = Counter()
 
@@ -202,8 +203,10 @@ class Trial:
             problems = list(store.verify())
             kinds = Counter(problem.kind for problem in problems)
             repairing = operation.startswith("repair")
-            allowed = {"corrupt", "index"} if repairing else {"missing"} if operation in ("remove", "gc") else set()
-            assert set(kinds) <= {"orphan", "temporary"} | allowed, problems  # a removal may end between file and row
+            self.removed |= operation in ("remove", "gc")
+            # taking a packet away, into quarantine too, may end between file and row
+            allowed = {"missing", "corrupt", "index"} if repairing else {"missing"} if self.removed else set()
+            assert set(kinds) <= {"orphan", "temporary"} | allowed, problems
             if not repairing:
                 self.counts["between file and row"] += bool(kinds)
             if not kinds["index"]:
@@ -230,6 +233,7 @@ class Trial:
             assert raw(packet) == EXPECTED[KEYS[seed]]
         self.by_file = present
         self.counts["repairs"] += 1
+        self.removed = False
 
 
 def work(root: Path, operation: str, chance: random.Random, told: int, arm: Callable[[], None] | None) -> None:
