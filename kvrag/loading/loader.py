@@ -26,6 +26,7 @@ __all__ = ["Fetched", "PacketLoader", "guessed_rates"]
 _log = logging.getLogger("kvrag")
 
 _FLOPS = {"cuda": 2e14, "cpu": 2e11}  # a second, until something is measured
+_TRIED = (2 * GRAIN, 4 * GRAIN, 8 * GRAIN)  # tokens
 
 
 class RunJob(Protocol):
@@ -121,6 +122,20 @@ class PacketLoader:
         if self.model.device.type == "cuda":
             encoding.kv(last - 1, last)  # or only the launches would be measured
         self.live.computed(self.live.now().work(first, last), time.perf_counter() - begin)
+
+    def warm_up(self, scope: Scope) -> None:
+        """Compute chunks that nobody keeps: kernels are compiled, and it is known what passes of all sizes take.
+
+        Belongs to the model's thread.
+        """
+        room = self.model.max_positions - scope.recipe.extra_tokens - scope.recipe.dropped
+        for tokens in (size for size in _TRIED if size <= room):
+            chunk = Chunk("", [0] * tokens)
+            encode_batch(self.model, self.adapter, scope, [chunk])
+            self.encode(scope, [chunk])
+            encoding = Encoding(self.model, self.adapter, scope, chunk)
+            encoding.extend(tokens // 2)
+            encoding.extend(tokens)
 
     def run(self, job: Callable[..., Any], *args: Any) -> Any:
         """Have the model's thread do it, and wait."""

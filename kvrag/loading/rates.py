@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["LiveRates", "Rates"]
 
 _KEPT = 32  # passes that the fit is made of
+_LEAST = 1e-9  # seconds of a row where rows cost nothing
 _NEW = 0.3  # weight of the latest load
 _FORGIVEN = 60.0  # seconds after which a bandwidth that nobody measured again counts twice as high
 
@@ -106,13 +107,21 @@ def _mix(old: float, new: float) -> float:
 
 
 def _fit(work: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
-    """`a` and `b` of `seconds = a + b * work` by least squares, the latest counting most, neither below zero."""
+    """`a` and `b` of `seconds = a + b * work` with the least absolute deviation, neither below zero.
+
+    The latest passes count most. A pass that compiled kernels or waited for others' work does not bend the line, which
+    goes through two of the passes, or through one of them and nothing fixed, or nothing but fixed.
+    """
     weights = 0.9 ** np.arange(len(work))[::-1]
-    weights /= weights.sum()
-    mean, mean_s = weights @ work, weights @ seconds
-    spread = weights @ (work - mean) ** 2
-    if spread > (0.05 * mean) ** 2:
-        per_token = weights @ ((work - mean) * (seconds - mean_s)) / spread
-        if 0 < per_token <= mean_s / mean:
-            return float(mean_s - per_token * mean), float(per_token)
-    return 0.0, float(mean_s / mean)
+    one, other = np.triu_indices(len(work), 1)
+    apart = np.abs(work[one] - work[other]) > 0.05 * work.max()
+    one, other = one[apart], other[apart]
+    per_token = (seconds[one] - seconds[other]) / (work[one] - work[other])
+    fixed = seconds[one] - per_token * work[one]
+    flat = np.full(len(work) if len(one) else 0, _LEAST)
+    per_token = np.concatenate([seconds / work, per_token, flat])
+    fixed = np.concatenate([np.zeros(len(work)), fixed, seconds[: len(flat)]])
+    allowed = (per_token > 0) & (fixed >= 0)
+    per_token, fixed = per_token[allowed], fixed[allowed]
+    best = np.argmin(np.abs(seconds - fixed[:, None] - per_token[:, None] * work) @ weights)
+    return float(fixed[best]), float(per_token[best])

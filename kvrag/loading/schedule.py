@@ -55,7 +55,7 @@ class Schedule:
         for item in reversed(self.items):
             if not item.open or not item.nbytes:
                 continue
-            others = self._compute_left(rates, now) - rates.compute_s(item.front, item.back)
+            others = self._compute_left(rates, now, without=item)
             contested = self._mode != "load" and (item.front > 0 or rates.load_s(item.nbytes) > others)
             first = self._first_to_load(item, rates) if contested and item.splits else 0
             needed = rates.load_s(item.share(first, item.back))
@@ -85,7 +85,9 @@ class Schedule:
             return []
         item, limit = items[0], self._limit(rates)
         length = item.back - item.front
-        if self._mode != "compute" and (item.front or item.tokens > _CHUNK or (len(items) == 1 and item.splits)):
+        if self._mode != "compute" and len(items) == 1 and item.splits:
+            length = min(_CHUNK, self._until_met(item, rates, now))
+        elif self._mode != "compute" and (item.front or item.tokens > _CHUNK):
             length = min(length, _CHUNK, max(GRAIN, limit // GRAIN * GRAIN))
         needed = rates.compute_s(item.front, item.front + length)
         if self._mode == "auto" and item.nbytes and not hopeless and needed >= self._load_left(rates, now):
@@ -93,9 +95,10 @@ class Schedule:
         parts = [self._computed_part(item, length, now)]
         if parts[0].whole:
             for other in items[1:]:
-                length += other.tokens
-                if length > min(limit, _BATCH) or other.front or other.back < other.tokens:
+                most = length + other.tokens
+                if most > _BATCH or length + other.tokens // 2 > limit or other.front or other.back < other.tokens:
                     break
+                length = most
                 parts.append(self._computed_part(other, other.tokens, now))
         return parts
 
@@ -143,13 +146,37 @@ class Schedule:
         return max(first, item.front)
 
     def _limit(self, rates: Rates) -> int:
-        """Tokens to compute at a time: most of what the computing side has to do until the two sides meet."""
-        return int(_SHARE * self._together(rates) / rates.token_seconds) if self._mode != "compute" else _BATCH
+        """Tokens to compute at a time: most of what the computing side has to do until the two sides meet.
+
+        All of it, where another pass would cost more than what is left for it.
+        """
+        if self._mode == "compute":
+            return _BATCH
+        together = self._together(rates) - rates.pass_seconds
+        share = _SHARE if (1 - _SHARE) * together > rates.pass_seconds else 1.0
+        return max(0, int(share * together / rates.token_seconds))
+
+    def _until_met(self, item: Item, rates: Rates, now: float) -> int:
+        """Tokens of the last packet to compute in a pass: what is left then, the loading side has brought meanwhile.
+
+        A part of them is left for another pass, where that costs little: estimates are wrong.
+        """
+        open_tokens = item.back - item.front
+        busy = self._load_left(rates, now) - rates.load_s(item.share(item.front, item.back))
+        for tokens in range(GRAIN, open_tokens, GRAIN):
+            rest = rates.load_s(item.share(item.front + tokens, item.back))
+            if busy + rest <= rates.compute_s(item.front, item.front + tokens):
+                break
+        else:
+            tokens = open_tokens
+        fewer = int(_SHARE * tokens) // GRAIN * GRAIN
+        spared = rates.token_seconds * rates.work(item.front + fewer, item.front + tokens)
+        return fewer if fewer and spared > rates.pass_seconds else tokens
 
     def _together(self, rates: Rates) -> float:
         """Seconds until all open tokens are there, with both sides at work."""
         items = [item for item in self.items if item.open]
-        compute = sum(rates.compute_s(item.front, item.back) for item in items)
+        compute = _compute_s(items, rates)
         load = sum(rates.load_s(item.share(item.front, item.back)) for item in items if item.nbytes)
         if not load or any(not item.nbytes for item in items):
             return compute
@@ -183,15 +210,24 @@ class Schedule:
             return float("inf")
         return under_way + slower * sum(rates.load_s(item.share(item.front, item.back)) for item in items)
 
-    def _compute_left(self, rates: Rates, now: float) -> float:
-        """Seconds until the computing side alone would have brought everything that is not being loaded."""
-        parts = self._under_way(loading=False)
-        under_way = max((rates.compute_s(p.first, p.last) - (now - p.moved) for p in parts), default=0.0)
-        open_items = (item for item in self.items if item.open)
-        return max(0.0, under_way) + sum(rates.compute_s(item.front, item.back) for item in open_items)
+    def _compute_left(self, rates: Rates, now: float, without: Item | None = None) -> float:
+        """Seconds until the computing side alone would have brought all others that are not being loaded."""
+        parts = list(self._under_way(loading=False))
+        under_way = 0.0
+        if parts:
+            needed = rates.pass_seconds + rates.token_seconds * sum(rates.work(p.first, p.last) for p in parts)
+            under_way = max(0.0, needed - (now - parts[0].moved))
+        return under_way + _compute_s([item for item in self.items if item.open and item is not without], rates)
 
     def _under_way(self, *, loading: bool) -> Iterator[Part]:
         return (part for item in self.items for part in item.parts if part.loading == loading)
+
+
+def _compute_s(items: Sequence[Item], rates: Rates) -> float:
+    """Seconds to compute what is open of some packets, in passes that short ones share."""
+    passes = sum(item.back - item.front for item in items) / _BATCH
+    work = sum(rates.work(item.front, item.back) for item in items)
+    return rates.pass_seconds * (max(1.0, passes) if items else 0.0) + rates.token_seconds * work
 
 
 def _value(item: Item, rates: Rates) -> float:

@@ -1,8 +1,19 @@
 """Training of adapters and readers."""
 
-from kvrag.training.distill import AdapterShape, AdapterTask
-from kvrag.training.reader import ReaderTask
+from kvrag.training.distill import AdapterTask
+from kvrag.training.parts import AdapterShape
+from kvrag.training.reader import BARE, KVLINK, ReaderTask, companion_adapter
 from kvrag.training.run import RunResult, run_training
 from kvrag.training.settings import TrainingSettings
 
-__all__ = ["AdapterShape", "AdapterTask", "ReaderTask", "RunResult", "TrainingSettings", "run_training"]
+__all__ = [
+    "BARE",
+    "KVLINK",
+    "AdapterShape",
+    "AdapterTask",
+    "ReaderTask",
+    "RunResult",
+    "TrainingSettings",
+    "companion_adapter",
+    "run_training",
+]

@@ -12,53 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn.functional import kl_div, log_softmax
 
-from kvrag.adapter import Adapter, AdapterHeader
+from kvrag.adapter import Adapter
 from kvrag.batched import compute_rows, writing
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
-from kvrag.packed_rows import NO_ANSWER, SOFT_PARTS, Branch, PackedRows, PromptTree
+from kvrag.packed_rows import NO_ANSWER, Branch, PackedRows, PromptTree
 from kvrag.strategies import KVPacket
 from kvrag.training.examples import Batch, BatchSizes
-from kvrag.training.task import Task, low_rank
-from kvrag.writer import Writer
+from kvrag.training.parts import AdapterParts, AdapterShape
+from kvrag.training.task import Task
 
-__all__ = ["AdapterShape", "AdapterTask"]
-
-_SCALE = 2.0
-_BEGINNINGS = {
-    "header": "\n\nThe following is a document of its own:\n\n",
-    "trailer": "\n\nThis is the end of the document.\n\n",
-    "link": "\n\nThe next document follows.\n\n",
-}
-"""What the soft tokens say before training."""
-
-
-class AdapterShape(BaseModel):
-    """Which parts an adapter has.
-
-    Attributes:
-        header: soft tokens in front of every chunk.
-        trailer: soft tokens behind it.
-        link: soft tokens computed at question time behind every packet.
-        writer_rank: of the LoRA that is on while chunks are encoded; 0 is none.
-        sink: tokens of a prompt's beginning that chunks are encoded behind and packets leave out: what every prompt
-            begins with draws attention that no chunk should draw.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    header: int = Field(default=8, ge=0, le=256)
-    trailer: int = Field(default=8, ge=0, le=256)
-    link: int = Field(default=0, ge=0, le=256)
-    writer_rank: int = Field(default=16, ge=0, le=1024)
-    sink: int = Field(default=1, ge=0, le=16)
-
-    def count(self, part: str) -> int:
-        """Soft tokens of a part."""
-        return getattr(self, part)
+__all__ = ["AdapterTask"]
 
 
 class AdapterTask(Task):
@@ -81,18 +47,9 @@ class AdapterTask(Task):
             raise TrainingError("expected an adapter with at least one part, found soft 0, link 0 and writer rank 0")
         self.strategy = KVPacket()
         self._question_tokens = question_tokens
-        self._sink = model.prompt_beginning(shape.sink)
-        self.writer: Writer | None = None
-        self.parameters = {
-            part: torch.nn.Parameter(_beginning(model, part, shape.count(part)))
-            for part in SOFT_PARTS
-            if shape.count(part)
-        }
-        self.soft = frozenset(self.parameters)
-        self.placeholder = Adapter(self._header(""), {n: p.detach().cpu() for n, p in self.parameters.items()})
-        if shape.writer_rank:
-            self.writer, parameters = low_rank(model, shape.writer_rank, _SCALE, seed)
-            self.parameters |= parameters
+        self._parts = AdapterParts(model, shape, seed)
+        self.parameters, self.soft = self._parts.parameters, self._parts.soft
+        self.writer, self.placeholder = self._parts.writer, self._parts.placeholder
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
@@ -101,8 +58,7 @@ class AdapterTask(Task):
         with torch.no_grad():
             wanted, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
             wanted = log_softmax(wanted.float(), -1)
-        writer = self.writer and self.writer.to(self.model.device, self.model.dtype)
-        with writing(self.model, writer, batch.student):
+        with writing(self.model, self._parts.writer_on(self.model.device, self.model.dtype), batch.student):
             logits = self.logits(batch.student)
             each = kl_div(log_softmax(logits.float(), -1), wanted, log_target=True, reduction="none").sum(-1)
             yield (each * (batch.teacher.answer_ids != NO_ANSWER)).sum()
@@ -114,12 +70,11 @@ class AdapterTask(Task):
 
     def logits(self, rows: PackedRows) -> torch.Tensor:
         """The student's logits `[A, vocab]` at the answer tokens; the writer has to be on."""
-        parts: list[torch.Tensor] = [self.parameters[part] for part in SOFT_PARTS if part in self.parameters]
-        return compute_rows(self.model, rows, torch.cat(parts) if parts else None, rows.answer_rows)[0]
+        return self._parts.logits(rows)
 
     def adapter(self, tensors: Mapping[str, torch.Tensor], trained_on: str = "") -> Adapter:
         """The adapter with these values, in bfloat16."""
-        return Adapter(self._header(trained_on), {n: t.detach().to("cpu", torch.bfloat16) for n, t in tensors.items()})
+        return self._parts.adapter(tensors, trained_on, self.model.identity)
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write `adapter.safetensors`."""
@@ -132,35 +87,15 @@ class AdapterTask(Task):
 
         Raises:
             AdapterError: it cannot be read, or was trained for another model.
+            TrainingError: it was trained with another sink.
         """
         adapter = Adapter.load(path)
         adapter.check_model(self.model.identity, self.model.hidden_size, self.model.linear_modules)
-        if adapter.header.sink != self._sink:
-            raise TrainingError(
-                f"expected an adapter with a sink of {len(self._sink)} tokens in {path}, found one of "
-                f"{len(adapter.header.sink)}; give the --sink that it was trained with"
-            )
+        self._parts.check(adapter, str(path))
         return adapter.tensors
-
-    def _header(self, trained_on: str) -> AdapterHeader:
-        identity = self.model.identity
-        return AdapterHeader(
-            weights=identity.weights,
-            config=identity.config,
-            trained_on=trained_on,
-            writer_scale=_SCALE,
-            sink=self._sink,
-        )
 
 
 def _asking(branch: Branch, count: int) -> Branch:
     """The branch with the last tokens in front of its answer, if it has one, moved into the answer."""
     first = max(1, len(branch.ids) - count)
     return Branch(branch.ids[:first], (*branch.ids[first:], *branch.answer)) if branch.answer else branch
-
-
-def _beginning(model: LanguageModel, part: str, count: int) -> torch.Tensor:
-    """Embeddings `[count, hidden]` of a sentence in float32: its end for headers, its beginning for the others."""
-    ids = model.tokenizer.encode(_BEGINNINGS[part])
-    ids = (ids * (count // len(ids) + 1))[-count:] if part == "header" else (ids * (count // len(ids) + 1))[:count]
-    return model.embed(torch.tensor(ids, device=model.device)).detach().float()

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,76 +11,85 @@ from safetensors.torch import load_file, save
 from torch.nn.functional import cross_entropy, softmax
 
 from kvrag.adapter import Adapter
-from kvrag.batched import compute_rows
+from kvrag.batched import compute_rows, writing
 from kvrag.errors import TrainingError
 from kvrag.model import LanguageModel
 from kvrag.packed_rows import NO_ANSWER, PackedRows
-from kvrag.packet import Recipe
-from kvrag.strategies import NoRecompute
+from kvrag.strategies import KVPacket
 from kvrag.training.checkpoint import make_folder, write_whole
 from kvrag.training.examples import Batch
+from kvrag.training.parts import AdapterParts, AdapterShape
 from kvrag.training.task import Task, low_rank
 
-__all__ = ["ReaderTask"]
+__all__ = ["BARE", "KVLINK", "ReaderTask", "companion_adapter"]
+
+BARE = AdapterShape(header=0, trailer=0, link=0, writer_rank=0, sink=1)
+"""Chunks that see the beginning of a prompt and themselves."""
+
+KVLINK = AdapterShape(header=0, trailer=0, link=5, writer_rank=0, sink=0)
+"""Chunks that see themselves, and link tokens behind each that see everything before them."""
 
 _SCALE = 2
 _PEFT = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True)
-class _Isolated(NoRecompute):
-    """Chunks that see the beginning of a prompt and themselves."""
-
-    sink: tuple[int, ...] = ()
-
-    def recipe(self, adapter: Adapter | None) -> Recipe:
-        return Recipe(ids_before=self.sink, dropped=len(self.sink))
+_COMPANION = "companion.safetensors"
+_READER, _WRITER = "reader.", "writer."
 
 
 class ReaderTask(Task):
-    """Trains a reader: the likelihood of given answers, with full attention and with chunks that see no other chunk.
+    """Trains a reader: the likelihood of given answers, read with full attention and out of packets.
 
     A model that always read everything puts into a chunk what the chunks before it said, and no adapter can know that
-    of a chunk encoded alone. One that was also trained without, as Block-Attention does
-    (https://arxiv.org/abs/2409.15355), answers from either.
+    of a chunk encoded alone. One that was also trained on chunks that do not see each other answers from either:
+    Block-Attention (https://arxiv.org/abs/2409.15355) does it with bare chunks, KVLink
+    (https://arxiv.org/abs/2502.16002) with link tokens behind them, which here are the same behind every chunk. With an
+    adapter of any other shape, reader and adapter learn from each other.
 
     Args:
         model: to train for.
         rank: of the LoRA over every linear layer.
         seed: of the LoRA.
-        isolated: share of the loss that is taken with isolated chunks.
+        share: of the loss that is taken with packets.
+        shape: of the adapter that packets have, which is learnt too; by default they are bare chunks behind a sink.
     """
 
-    def __init__(self, model: LanguageModel, rank: int = 16, seed: int = 0, isolated: float = 0.0) -> None:
+    def __init__(
+        self, model: LanguageModel, rank: int = 16, seed: int = 0, share: float = 0.0, shape: AdapterShape = BARE
+    ) -> None:
         super().__init__(model)
         self.rank = rank
-        self.reader, self.parameters = low_rank(model, rank, float(_SCALE), seed)
-        self._isolated = isolated
-        if isolated:
-            self.strategy = _Isolated(model.prompt_beginning(1))
-            self.passes = 2
+        self.reader, learnt = low_rank(model, rank, float(_SCALE), seed)
+        self.parameters = {f"{_READER}{name}": p for name, p in learnt.items()}
+        self._share = share
+        self._parts = AdapterParts(model, shape, seed + 1)
+        if share:
+            self.strategy, self.passes = KVPacket(), 2
+            self.placeholder, self.soft = self._parts.placeholder, self._parts.soft
+            self.parameters |= self._parts.parameters
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
         """Cross-entropy, summed over the answer tokens.
 
-        With isolated chunks it aims at the answer and, as much, at what the model itself says with full attention.
+        With packets it aims at the answer and, as much, at what the model itself says with full attention.
         """
-        with self.reader.to(self.model.device, self.model.dtype).active(self.model.linear_modules()):
-            full = self._logits(batch.teacher)
-            loss = (1 - self._isolated) * _likelihood(full, batch.teacher)
-            if batch.student is not None:
-                isolated = self._logits(batch.student)
-                both = _likelihood(isolated, batch.student) + _imitation(isolated, full.detach(), batch.student)
-                loss = loss + self._isolated * both / 2
-            yield loss
-
-    def _logits(self, rows: PackedRows) -> torch.Tensor:
-        return compute_rows(self.model, rows, None, rows.answer_rows)[0].float()
+        device, dtype, modules = self.model.device, self.model.dtype, self.model.linear_modules()
+        with self.reader.to(device, dtype).active(modules):
+            full = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)[0].float()
+            loss = (1 - self._share) * _likelihood(full, batch.teacher)
+            if batch.student is None:
+                yield loss
+                return
+            with writing(self.model, self._parts.writer_on(device, dtype), batch.student):
+                packets = self._parts.logits(batch.student).float()
+                both = _likelihood(packets, batch.student) + _imitation(packets, full.detach(), batch.student)
+                yield loss + self._share * both / 2
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16.
+
+        What an adapter learnt along with it is written beside them, for the model with this reader
+        (`companion_adapter`).
 
         Raises:
             TrainingError: it cannot be written.
@@ -89,8 +97,9 @@ class ReaderTask(Task):
         path = folder / "reader"
         make_folder(path, "for the reader")
         named = {
-            f"{_PEFT}{name.removeprefix('writer.')}": t.detach().to("cpu", torch.bfloat16).contiguous()
+            f"{_PEFT}{name.removeprefix(_READER + _WRITER)}": t.detach().to("cpu", torch.bfloat16).contiguous()
             for name, t in tensors.items()
+            if name.startswith(_READER)
         }
         config = {
             "peft_type": "LORA",
@@ -105,19 +114,43 @@ class ReaderTask(Task):
         weights = save(named, {"format": "pt", "trained_on": trained_on})
         write_whole(path / _WEIGHTS, weights)
         write_whole(path / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
+        if beside := {name: t for name, t in tensors.items() if not name.startswith(_READER)}:
+            self._parts.adapter(beside, trained_on, self.model.identity).save(path / _COMPANION)
         return path
 
     def load(self, path: Path) -> Mapping[str, torch.Tensor]:
-        """The tensors of a folder in peft's format.
+        """The tensors of a folder in peft's format; an adapter that it has not begins afresh.
 
         Raises:
-            TrainingError: it cannot be read.
+            AdapterError: the adapter beside it cannot be read.
+            TrainingError: it cannot be read, or its adapter has another sink.
         """
         try:
             tensors = load_file(str(path / _WEIGHTS))
         except (OSError, SafetensorError) as error:
             raise TrainingError(f"expected a reader in {path}, found none that can be read: {error}") from error
-        return {f"writer.{name.removeprefix(_PEFT)}": tensor for name, tensor in tensors.items()}
+        found = {f"{_READER}{_WRITER}{name.removeprefix(_PEFT)}": tensor for name, tensor in tensors.items()}
+        if not self._share or not (path / _COMPANION).exists():
+            return found | {name: p.detach() for name, p in self.parameters.items() if not name.startswith(_READER)}
+        adapter = Adapter.load(path / _COMPANION)
+        self._parts.check(adapter, str(path))
+        return found | adapter.tensors
+
+
+def companion_adapter(reader_folder: Path, merged: LanguageModel) -> Adapter | None:
+    """The adapter that was learnt along with a reader, for the model that it was merged into; None without one.
+
+    Raises:
+        AdapterError: it cannot be read, or belongs to a model of another shape.
+    """
+    path, identity = reader_folder / _COMPANION, merged.identity
+    if not path.exists():
+        return None
+    found = Adapter.load(path)
+    header = found.header.model_copy(update={"weights": identity.weights, "config": identity.config})
+    adapter = Adapter(header, found.tensors)
+    adapter.check_model(identity, merged.hidden_size, merged.linear_modules)
+    return adapter
 
 
 def _likelihood(logits: torch.Tensor, rows: PackedRows) -> torch.Tensor:

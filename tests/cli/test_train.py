@@ -114,11 +114,20 @@ def test_a_reader_is_trained_and_merged(train):
     assert sorted(path.name for path in Path(told["path"]).iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "companion.safetensors",
     ]
     again = train("reader", "--rank", 2, "--json")
     assert json.loads(again.stdout) == told
-    adapter = train("adapter", *ADAPTER, "--model", "out/merged", "--out", "adapter", "--answers", "given")
+    adapter = train("adapter", "--model", "out/merged", "--init", "out/adapter.safetensors", "--out", "adapter")
     assert adapter.exit_code == 0, adapter.stderr
+
+
+@pytest.mark.parametrize(("pattern", "files"), [("full", 2), ("bare", 2), ("kvlink", 3), ("kv-packet", 3)])
+def test_a_reader_learns_with_a_pattern(pattern, files, train):
+    result = train("reader", "--rank", 2, "--pattern", pattern)
+    assert result.exit_code == 0, result.stderr
+    assert len(list(Path("out/reader").iterdir())) == files
+    assert Path("out/adapter.safetensors").exists() == (files == 3)
 
 
 def test_the_model_asks_where_nobody_did(train, model, tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from transformers import LlamaConfig
 from kvrag.builder import Chunk, Encoding, encode_batch
 from kvrag.errors import SettingsError
 from kvrag.loading import Loading, Rates
+from kvrag.loading.loader import PacketLoader
 from kvrag.packet import Recipe, Scope
+from kvrag.store import PacketStore
 from kvrag.store.segments import PacketFile
 
 from ..conftest import CHUNKS, TINY
@@ -146,3 +148,13 @@ def test_tokens_loaded_alone_are_the_stored_ones(new_engine):
         assert (block[:, :, :, :128] == 7).all()
         with pytest.raises(ValueError, match="multiples of 128"):
             file.read_tokens(5, 128, block)
+
+
+def test_warming_up_measures_what_passes_take(tiny, tmp_path):
+    with PacketStore(tmp_path) as store:
+        loader = PacketLoader(tiny, None, store, lambda job, *args: None, Loading())
+        guessed = loader.live.now()
+        loader.warm_up(Scope(tiny.identity, Recipe(), ""))
+        measured = loader.live.now()
+    assert measured.token_seconds != guessed.token_seconds
+    assert 0 < measured.compute_s(0, 256) < 60

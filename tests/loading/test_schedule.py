@@ -3,7 +3,7 @@
 import pytest
 
 from kvrag.loading.division import Division, divide
-from kvrag.loading.parts import Item
+from kvrag.loading.parts import Item, Part
 from kvrag.loading.rates import LiveRates, Rates
 from kvrag.loading.schedule import Schedule
 
@@ -14,22 +14,27 @@ def item(name, tokens=256, nbytes=None, splits=False):
     return Item(name, tokens, 1000 * tokens if nbytes is None else nbytes, splits)
 
 
-def run(schedule, compute_s=lambda part: 1e-2 * (part.last - part.first), load_s=lambda part: 1e-5 * part.left):
-    """Play both sides on a clock of its own; what was done, and when all was there."""
+def run(schedule, pass_s=None, load_s=lambda part: 1e-5 * part.left, live=None):
+    """Play both sides on a clock of its own; what was done, and when all was there; `live` is told of it."""
+    pass_s = pass_s or (lambda parts: 1e-2 * sum(part.last - part.first for part in parts))
     now, log, busy = 0.0, [], {}
     for _ in range(10_000):
         if schedule.finished:
             return log, now
         if "load" not in busy and (part := schedule.next_to_load(now)):
-            busy["load"] = now + load_s(part), [part]
+            busy["load"] = now + load_s(part), [part], now
         if "compute" not in busy and (parts := schedule.next_to_compute(now)):
-            busy["compute"] = now + sum(map(compute_s, parts)), parts
-        ends = {side: end for side, (end, _) in busy.items()}
+            busy["compute"] = now + pass_s(parts), parts, now
+        ends = {side: end for side, (end, *_) in busy.items()}
         side = min(ends, key=ends.__getitem__) if ends else ""
         if not side or ends[side] > now + 0.5:
             now += 0.5  # both sides look again after a while
             continue
-        now, parts = busy.pop(side)
+        now, parts, began = busy.pop(side)
+        if live and side == "load":
+            live.loaded(round(parts[0].left), now - began)
+        elif live:
+            live.computed(sum(part.last - part.first for part in parts), now - began)
         for part in parts:
             log.append((side, part.item.key, part.first, part.last, part.dropped))
             schedule.finish(part)
@@ -136,3 +141,28 @@ def test_rates_follow_what_is_measured_and_forgive():
     assert 1000 < live.now().bandwidth < 2000
     known, now[0] = live.now().bandwidth, 120.0
     assert live.now().bandwidth == pytest.approx(4 * known)
+
+
+@pytest.mark.parametrize("gigabytes", [0.25, 1.0, 4.0, 16.0])
+def test_where_small_passes_cost_as_much_as_large_ones(gigabytes):
+    """An 8B model on a GPU, launched kernel by kernel: 16 packets of 64 MiB, request after request."""
+
+    def compute_s(parts):
+        return 2e-3 + max(30e-3, 36e-6 * sum(part.last - part.first for part in parts))
+
+    def load_s(part):
+        return part.left / (1e9 * gigabytes)
+
+    live = LiveRates(Rates(bandwidth=1e9, latency=0, token_seconds=75e-6))
+    packets = 16
+    for tokens in (128, 1024, 1024, 512):
+        live.computed(tokens, compute_s([Part(item(0, tokens), 0, tokens, False, 0.0, 0)]))
+    live.computed(128, 3.9)  # kernels were compiled
+    together = []
+    for _ in range(5):
+        items = [item(n, 512, nbytes=1 << 26, splits=True) for n in range(packets)]
+        _, seconds = run(Schedule(items, live.now), pass_s=compute_s, load_s=load_s, live=live)
+        together.append(seconds)
+    compute, load = packets / 2 * (2e-3 + 36e-6 * 1024), packets * (1 << 26) / 1e9 / gigabytes
+    assert together[-1] <= 1.05 * min(compute, load)
+    assert together[-1] <= 1.2 / (1 / compute + 1 / load)

@@ -21,7 +21,8 @@ from tests.training.toy_runs import EVERYTHING, toy_questions, toy_settings
 TASKS = {
     "adapter": lambda model: AdapterTask(model, EVERYTHING, question_tokens=3),
     "reader": lambda model: ReaderTask(model, rank=4),
-    "isolated": lambda model: ReaderTask(model, rank=4, isolated=0.5),
+    "bare": lambda model: ReaderTask(model, rank=4, share=0.5),
+    "packets": lambda model: ReaderTask(model, rank=4, share=0.5, shape=EVERYTHING),
 }
 
 

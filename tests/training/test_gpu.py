@@ -20,7 +20,8 @@ pytestmark = [
 ]
 TASKS = {
     "adapter": lambda model: AdapterTask(model, EVERYTHING, question_tokens=3),
-    "reader": lambda model: ReaderTask(model, rank=4, isolated=0.5),
+    "reader": lambda model: ReaderTask(model, rank=4, share=0.5),
+    "packets": lambda model: ReaderTask(model, rank=4, share=0.5, shape=EVERYTHING),
 }
 
 

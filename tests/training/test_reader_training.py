@@ -5,9 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from kvrag.batched import compute_rows, soft_table, writing
 from kvrag.errors import TrainingError
 from kvrag.merging import merge_reader
-from kvrag.training import ReaderTask
+from kvrag.sources import open_model
+from kvrag.training import AdapterShape, ReaderTask, companion_adapter
 from kvrag.training.data import Steps
 from kvrag.training.examples import Batch
 from kvrag.training.mixture import Mixture
@@ -38,9 +40,9 @@ def test_the_held_out_loss_falls(new_model, tmp_path):
     assert after < untrained - 2  # nats
 
 
-def test_isolated_chunks_take_their_share_of_the_loss(new_model):
-    def loss(isolated: float) -> tuple[ReaderTask, Batch, float]:
-        task = ReaderTask(new_model(), 4, isolated=isolated)
+def test_bare_chunks_take_their_share_of_the_loss(new_model):
+    def loss(share: float) -> tuple[ReaderTask, Batch, float]:
+        task = ReaderTask(new_model(), 4, share=share)
         settings = toy_settings(answers="given", min_passages=3)
         (batch,) = Steps(task, Mixture([(toy_questions(), 1.0)], settings, "training"), [PLAIN], settings).sample(1)
         with torch.no_grad(), task.loss(batch) as value:
@@ -50,8 +52,37 @@ def test_isolated_chunks_take_their_share_of_the_loss(new_model):
     assert together.student is None
     assert half == pytest.approx((full + alone) / 2, rel=1e-5)
     assert alone != pytest.approx(full, rel=1e-4)
-    recipe = task.strategy.recipe(None)
+    recipe = task.strategy.recipe(task.placeholder)
     assert (recipe.dropped, recipe.ids_before) == (1, task.model.prompt_beginning(1))
+
+
+def test_a_companion_reads_as_it_was_learnt(tiny, hf_tokenizer, tmp_path):
+    """Reader and adapter that learnt together, by hooks in training, and merged with the adapter beside it."""
+    shape = AdapterShape(header=2, trailer=1, link=1, writer_rank=3)
+    task = ReaderTask(tiny, 4, share=0.5, shape=shape)
+    before = values(task)
+    result = toy_run(task, tmp_path / "run", steps=4, answers="given", learning_rate=0.02, min_passages=2)
+    rounded = {name: tensor.bfloat16().float() for name, tensor in result.trained.values.items()}
+    unmoved = {name for name in rounded if torch.equal(rounded[name], before[name].bfloat16().float())}
+    assert all(name.startswith("writer.model.layers.2.") for name in unmoved)  # of the last layer only keys and values
+    for name, parameter in task.parameters.items():
+        parameter.data.copy_(rounded[name])
+    settings = toy_settings(answers="given", min_passages=2)
+    (batch,) = Steps(task, Mixture([(toy_questions(), 1.0)], settings, "training"), [PLAIN], settings).sample(1)
+    with torch.no_grad(), task.reader.active(tiny.linear_modules()), writing(tiny, task._parts.writer, batch.student):
+        learnt = task._parts.logits(batch.student)
+    build_model(LlamaConfig(**TINY)).save_pretrained(tmp_path / "base")
+    hf_tokenizer.save_pretrained(tmp_path / "base")
+    merge_reader(tmp_path / "base", result.path, tmp_path / "merged")
+    merged = open_model(str(tmp_path / "merged"), "cpu", "float32")
+    adapter = companion_adapter(result.path, merged)
+    soft = soft_table(adapter, merged.device)
+    with torch.no_grad(), writing(merged, adapter.writer, batch.student):
+        served, _ = compute_rows(merged, batch.student, soft, batch.student.answer_rows)
+    torch.testing.assert_close(served, learnt, atol=1e-4, rtol=1e-4)
+    again = ReaderTask(tiny, 4, share=0.5, shape=shape)
+    again.begin_from(result.path)
+    assert equal(values(again), rounded)
 
 
 def test_every_form_of_a_reader_says_the_same(trained, tiny, hf_tokenizer, tmp_path):
@@ -59,7 +90,7 @@ def test_every_form_of_a_reader_says_the_same(trained, tiny, hf_tokenizer, tmp_p
     task, result = trained
     rounded = {name: tensor.bfloat16().float() for name, tensor in result.trained.values.items()}
     bare = tiny.plain_forward(IDS, range(len(IDS)))
-    with Writer.from_named(rounded, 2.0).active(tiny.linear_modules()):
+    with Writer.from_named(rounded, 2.0, prefix="reader.writer.").active(tiny.linear_modules()):
         expected = tiny.plain_forward(IDS, range(len(IDS)))
     assert (expected - bare).abs().max() > 0.1
     ids = torch.tensor([IDS])
