@@ -196,12 +196,12 @@ def reader(
             dtype=dtype,
         )
         if result is not None:
-            _merge(result.path, model, out)
+            _merge(result.path, model, out, device, dtype)
     if result is not None:
         tell(result, as_json)
 
 
-def _merge(reader_folder: Path, model: str, out: Path) -> None:
+def _merge(reader_folder: Path, model: str, out: Path, device: str, dtype: str) -> None:
     """Write the whole model with its reader, where the model is a folder of this machine, and the adapter for it."""
     from kvrag.demo.weights import demo_folder
     from kvrag.merging import merge_reader
@@ -217,7 +217,7 @@ def _merge(reader_folder: Path, model: str, out: Path) -> None:
     merge_reader(base, reader_folder, fresh)
     shutil.rmtree(merged, ignore_errors=True)  # not before another one stands
     fresh.rename(merged)
-    if adapter := companion_adapter(reader_folder, open_model(str(merged), "cpu", "auto")):
+    if adapter := companion_adapter(reader_folder, open_model(str(merged), device, dtype)):
         adapter.save(out / "adapter.safetensors")
 
 
