@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test faults test-oldest lint format bench clean
+.PHONY: help setup demo test faults test-oldest lint format bench notebooks docs clean
 
 help:
 	@echo "make demo         a real model answers questions, with packets and by full recompute"
@@ -14,6 +14,8 @@ help:
 	@echo "make faults       kill, tear, flip and fill up for longer than the tests do (a few minutes)"
 	@echo "make lint         ruff and pyright"
 	@echo "make bench        measure into benchmarks/results/ (about 20 minutes; leave the machine alone)"
+	@echo "make notebooks    execute every notebook"
+	@echo "make docs         build the documentation into build/site, where a broken link is an error"
 	@echo "make test-oldest  the model and engine tests on the oldest transformers that is supported"
 
 setup: $(READY)
@@ -55,5 +57,11 @@ bench: $(READY)
 	$(BIN)/kvrag demo --json > benchmarks/results/demo-cpu.json.new
 	mv benchmarks/results/demo-cpu.json.new benchmarks/results/demo-cpu.json
 
+notebooks: $(READY)
+	$(BIN)/jupyter-execute --timeout=600 notebooks/*.ipynb
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis
