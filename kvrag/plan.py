@@ -77,6 +77,11 @@ class Plan:
     hold: PoolHold | None = None
 
     @property
+    def computed(self) -> float:
+        """Rows that go through the model before the first token."""
+        return len(self.rows.ids)
+
+    @property
     def cached(self) -> int:
         """Rows of the prompt that nobody computes: packets and states of earlier prompts."""
         return self.prepared.tokens - len(self.rows.ids)

@@ -54,8 +54,8 @@ def test_attaching_computes_everything_but_the_passages(engine, cases_for):
     answerer = EngineAnswerer(engine, 2)
     ((full,), (none,)) = (answerer.answer([case], s) for s in (FullRecompute(segmented=True), NoRecompute()))
     packets = sum(len(engine.model.tokenizer.encode(text, literal=True)) for text in case.passages)
-    assert full.computed_tokens == full.prompt_tokens == none.prompt_tokens
-    assert none.computed_tokens == none.prompt_tokens - packets
+    assert full.computed == full.prompt_tokens == none.prompt_tokens
+    assert none.computed == none.prompt_tokens - packets
 
 
 def test_passages_without_packets_are_the_same_tokens_computed_as_text(engine, cases_for):
@@ -63,7 +63,7 @@ def test_passages_without_packets_are_the_same_tokens_computed_as_text(engine, c
     (answered,) = EngineAnswerer(engine, 2, builds=False).answer([case], KVPacket())
     (full,) = EngineAnswerer(engine, 2).answer([case], FullRecompute(segmented=True))
     assert engine.store.stat().packets == 0
-    assert answered.computed_tokens == full.prompt_tokens
+    assert answered.computed == full.prompt_tokens
     assert torch.equal(answered.logits, full.logits)
 
 
