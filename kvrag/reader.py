@@ -97,7 +97,7 @@ class PromptReader:
             arranged[-1] = _as_text(arranged[-1])
         soft = dict(self._adapter.embeddings) if self._adapter is not None else {}
         chain = f"{scope.digest}/{strategy!r}"
-        unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed)
+        unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed, selection=strategy.selection)
         return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))
 
     def _holds(self, key: PacketKey, scope: Scope, text: str) -> bool:
