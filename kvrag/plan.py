@@ -89,7 +89,8 @@ class Plan:
     @property
     def cached(self) -> int:
         """Rows of the prompt that nobody computes: packets and states of earlier prompts."""
-        return max(self.prepared.tokens - math.ceil(self.computed), 0)
+        fresh = len(self.rows.ids) if self.rows.repair is None else math.ceil(self.rows.repair.fresh)
+        return self.prepared.tokens - fresh
 
     def release(self) -> None:
         """Let the packets go; calling it again does nothing."""

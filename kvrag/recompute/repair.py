@@ -22,10 +22,12 @@ class Repair:
 
     Attributes:
         computed: rows computed, mean over the layers, all passes together; those of the text until the pass is done.
+        fresh: rows of the prompt that were computed, likewise, however often.
     """
 
     def __init__(self, selection: Selection, layout: PromptLayout) -> None:
         self.computed: float = layout.tokens - layout.packet_tokens
+        self.fresh = self.computed
         self._selection = selection
         self._layout = layout
 
@@ -59,5 +61,6 @@ class Repair:
         with model.narrowing(current):
             (logits,) = model.run(embeds, positions, current, last)
         current.commit()
-        self.computed = (computed + current.computed) / layout.layers
+        self.fresh = current.computed / layout.layers
+        self.computed = computed / layout.layers + self.fresh
         return logits
