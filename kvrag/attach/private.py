@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.lane import Lane
+from kvrag.attach.packed import additive_mask
 
 __all__ = ["PrivatePass", "Seen", "Watcher"]
 
@@ -76,6 +77,7 @@ class PrivatePass:
         self._watch, self._share = watch, share
         self._among: torch.Tensor | None = None
         self._left: torch.Tensor | None = None
+        self._added: torch.Tensor | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -106,6 +108,7 @@ class PrivatePass:
         if left is not None:
             self._places = self._places[left]
             self._sees = None if self._sees is None else self._sees[left]
+            self._added = None
             self._among = left if self._among is None else self._among[left]
         return left, self._among
 
@@ -115,13 +118,16 @@ class PrivatePass:
 
     def _attended(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
         """Masked attention `[S, HQ, D]`; the query heads of a KV head read the same keys, without copies of them."""
-        heads, group, everything = len(keys), len(query) // len(keys), len(self._places) == self._tokens
-        q = query.unflatten(0, (heads, group))
-        k, v = (x[:, None].expand(-1, group, -1, -1) for x in (keys, values))
-        if everything and self._sees is None:
-            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-        else:
-            if self._sees is None:
-                self._sees = torch.arange(self._tokens, device=query.device) <= self._places[:, None]
-            out = scaled_dot_product_attention(q, k, v, attn_mask=self._sees, scale=scaling)
+        if self._sees is None and len(self._places) == self._tokens:
+            q, k, v = (x[None] for x in (query, keys, values))
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+            return out[0].transpose(0, 1)
+        if self._added is None:
+            sees = self._sees
+            if sees is None:
+                sees = torch.arange(self._tokens, device=query.device) <= self._places[:, None]
+            self._added = additive_mask(sees[None], 1, query.dtype)
+        q = query.unflatten(0, (len(keys), -1))
+        k, v = (x[:, None].expand(-1, q.shape[1], -1, -1) for x in (keys, values))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=self._added, scale=scaling)
         return out.flatten(0, 1).transpose(0, 1)

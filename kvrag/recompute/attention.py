@@ -61,11 +61,12 @@ class AttendedEarly(Selection):
 
 def question_attention(seen: Seen, layout: PromptLayout) -> torch.Tensor:
     """`[N]` float32 attention that each row gets from the question's, mean over them and over heads."""
-    asks = seen.places >= layout.question
-    query = seen.query[:, asks].float().unflatten(0, (len(seen.keys), -1))
-    scores = torch.einsum("hgsd,hnd->hgsn", query, seen.keys.float()) * seen.scaling
-    later = torch.arange(layout.tokens, device=layout.device) > seen.places[asks][:, None]
-    return scores.masked_fill(later, -torch.inf).softmax(-1).mean((0, 1, 2))
+    count = layout.tokens - layout.question  # the last rows of every pass, since text is always computed
+    query = seen.query[:, -count:].float().unflatten(0, (len(seen.keys), -1))
+    scores = torch.matmul(query, seen.keys.float()[:, None].transpose(2, 3)).mul_(seen.scaling)  # [H, G, n, N]
+    later = torch.ones(count, count, dtype=torch.bool, device=layout.device).triu(1)
+    scores[..., layout.question :].masked_fill_(later, -torch.inf)
+    return scores.softmax(-1).mean((0, 1, 2))
 
 
 class _Attention(Inquiry):
