@@ -192,7 +192,7 @@ def _read(
 def additive_mask(mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
     """What is added to scores, `[B, 1, group * R, N]`, from what may be seen `[B, R, N]`.
 
-    Attention kernels would make it of a boolean mask in every layer. Rows lie 16 bytes apart, as the fused kernels want them.
+    Attention kernels would make it of a boolean mask in every layer. Rows lie 16 bytes apart, as fused ones want them.
     """
     batch, rows, keys = mask.shape
     room = torch.zeros(batch, 1, group * rows, -(-keys // 16) * 16, dtype=dtype, device=mask.device)[..., :keys]

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvrag.adapter import Adapter
-from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
+from kvrag.prompt import PacketSegment, Segment
 from kvrag.strategies.base import Strategy
 
 __all__ = ["PrefixCache"]
@@ -15,18 +15,13 @@ class PrefixCache(Strategy):
 
     Stores chunks encoded alone, and uses one of them if nothing stands before it: that is where it was encoded. All
     other chunks are computed as text, over the same tokens, and whatever an earlier prompt computed for the same
-    beginning is taken from it, chunks among it, as serving systems with a prefix cache do
-    (https://arxiv.org/abs/2309.06180). Approximates nothing: answers are those of full recompute. So this is how much
-    reuse saves without any loss.
+    beginning is taken from it, chunks among it, as far as the engine keeps it (`computed_bytes`); serving systems with
+    a prefix cache do the same (https://arxiv.org/abs/2309.06180). Approximates nothing: answers are those of full
+    recompute. So this is how much reuse saves without any loss.
     """
 
     name: ClassVar[str] = "prefix-cache"
 
     def arrange(self, segments: Sequence[Segment], adapter: Adapter | None) -> list[Segment]:
-        """A packet that opens the prompt, and everything behind it as one text."""
-        opening = [segment for segment in segments[:1] if isinstance(segment, PacketSegment)]
-        rest = [segment for segment in segments[len(opening) :] if not isinstance(segment, SoftSegment)]
-        if not rest:
-            return list(opening)
-        ids = tuple(token for segment in rest for token in segment.ids)
-        return [*opening, TextSegment(ids, rest[0].start, rest[-1].end)]
+        """A packet that opens the prompt, and all others as text."""
+        return [*segments[:1], *(s.as_text() if isinstance(s, PacketSegment) else s for s in segments[1:])]

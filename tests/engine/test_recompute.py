@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
-from kvrag.attach import ComputedStates, PrivatePass
+from kvrag.attach import ComputedStates, PrivatePass, Seen
 from kvrag.completion import Stream
 from kvrag.errors import SettingsError
 from kvrag.plan import plan_lane
-from kvrag.recompute import FirstTokens
+from kvrag.recompute import FirstTokens, PromptLayout, RelevantBlocks
 from kvrag.request import Request
 from kvrag.settings import Sampling
 from kvrag.strategies import (
@@ -30,6 +30,7 @@ from kvrag.strategies import (
 from kvrag.worker import step
 
 from ..conftest import CHUNKS, TINY
+from .test_exactness import plain_logits
 
 HEAD, GAP, TAIL = "Read this first.\n", "\n\n", "\nQuestion: when was it lit? Answer:"
 PROMPT = HEAD + GAP.join(CHUNKS) + TAIL
@@ -214,6 +215,75 @@ def test_tokens_are_those_that_the_question_attends_to(exact, computed, strategy
         assert among_packets(plan.prepared, computed[0][0]) == []  # the question alone comes first, and is counted
         text = plan.prepared.tokens - len(rows)
         assert (plan.computed, plan.cached) == (2 * text + len(wanted), len(rows) - len(wanted))
+
+
+@pytest.mark.parametrize("strategy", [LegoLink(tokens=4), RandomRecompute(), ProphetKV()], ids=by_name)
+def test_tokens_computed_anew_equal_one_pass_in_which_packets_tokens_come_twice(exact, computed, strategy):
+    """As they were encoded, each packet alone, and behind all of them those computed anew, which replace them."""
+    plan = planned(exact, strategy)
+    got = exact.model.forward([plan.rows])[0]
+    ids, anew = torch.tensor(plan.prepared.token_ids), torch.tensor(computed[0][-1])
+    packet_of = torch.full((len(ids),), -1)
+    for number, rows in enumerate(packet_rows(plan.prepared)):
+        packet_of[rows] = number
+    old = (packet_of >= 0).nonzero()[:, 0]
+    place = torch.cat([old, anew])
+    is_new = torch.arange(len(place)) >= len(old)
+    mask = place <= place[:, None]
+    alone = packet_of[place] == packet_of[place][:, None]
+    stays = ~torch.isin(place, anew) | is_new
+    mask &= torch.where(is_new[:, None], stays, alone & ~is_new)
+    close(got, plain_logits(exact.model, ids[place].tolist(), place.tolist(), mask)[-1])
+
+
+def test_samkv_equals_full_recompute_of_the_tokens_that_it_keeps(exact, monkeypatch):
+    """At the places that they have in the prompt."""
+    choices = []
+    choose = RelevantBlocks.choose
+
+    def spy(self, *rest):
+        choices.append(choose(self, *rest))
+        return choices[-1]
+
+    monkeypatch.setattr(RelevantBlocks, "choose", spy)
+    plan = planned(exact, SamKV(initial=2, local=2, block=4))
+    got = exact.model.forward([plan.rows])[0]
+    packets = [row for packet in packet_rows(plan.prepared) for row in packet]
+    kept = sorted(set(range(plan.prepared.tokens)) - set(packets) | set(choices[0].kept.nonzero()[:, 0].tolist()))
+    assert len(kept) == plan.lane.length < plan.prepared.tokens
+    ids = torch.tensor(plan.prepared.token_ids)[kept]
+    close(got, exact.model.plain_forward(ids.tolist(), kept)[-1])
+
+
+def heads(rows, chosen):
+    """`[1, N, 4]` keys, queries or values: zero but for those given by row."""
+    made = torch.zeros(1, rows, 4)
+    for row, vector in chosen.items():
+        made[0, row] = torch.tensor(vector)
+    return made
+
+
+@pytest.mark.parametrize(("ratio", "anchor", "blocks"), [(0.1, 0.0, 1), (None, 0.0, 2), (None, 0.5, 1), (None, 2.0, 0)])
+def test_samkv_keeps_what_the_question_and_the_other_packets_look_for(ratio, anchor, blocks):
+    """Two packets at 4 and 16, of 12 tokens; the last token of each looks for a block of the other."""
+    layout = PromptLayout(30, [(4, 16), (16, 28)], 8, torch.device("cpu"))
+    selection = RelevantBlocks(1, 1, 5, ratio, 1.0)
+    inquiry = selection.inquire(layout)
+    assert inquiry.places.tolist() == [0, 1, 2, 3, 15, 27, 28, 29]
+    assert inquiry.sees[4].nonzero()[:, 0].tolist() == list(range(4, 16))  # the last of a packet: its own packet
+    assert inquiry.sees[7].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 15, 16, 27, 28, 29]  # the question: both ends
+    query = heads(8, {4: [1.0, 1, 0, 0], 5: [1.0, 0, 1, 0], 6: [1.0, 0, 0, 0], 7: [1.0, 0, 0, 0]})
+    first, second = dict.fromkeys(range(5, 10), [0.0, 1, 0, 0]), dict.fromkeys(range(10, 15), [0.0, 0, 1, 0])
+    third, fourth = dict.fromkeys(range(17, 22), [0.0, 1, 0, 0]), dict.fromkeys(range(22, 27), [0.0, 0, 1, 0])
+    ends = {4: [0.0, 0, anchor, 0], 15: [0.0, 0, anchor, 0], 16: [0.0, anchor, 0, 0], 27: [0.0, anchor, 0, 0]}
+    keys = heads(30, first | second | third | fourth | ends)
+    none = torch.zeros(1, 8, 4)
+    for layer in range(8):  # only the last is stable; the others are filled with what must not count
+        noise = torch.full_like(keys, 9.0)
+        inquiry.watch(Seen(layer, inquiry.places, query, none, none, none, none, keys if layer == 7 else noise, 0.5))
+    choice = selection.choose(layout, inquiry)
+    wanted = {0: [], 1: [*range(10, 15), *range(17, 22)], 2: [*range(5, 15), *range(17, 27)]}[blocks]
+    assert choice.kept.nonzero()[:, 0].tolist() == sorted([4, 15, 16, 27, *wanted])
 
 
 def test_lego_link_computes_the_first_tokens_of_packets_behind_something(exact, computed):
