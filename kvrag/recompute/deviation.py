@@ -57,5 +57,5 @@ class Deviating(Selection):
 
 def kv_deviation(seen: Seen) -> torch.Tensor:
     """`[S]` squared distance of each row's keys and values of all heads from what they were."""
-    keys, values = seen.key - seen.old_key, seen.value - seen.old_value
-    return keys.float().square().sum((0, 2)) + values.float().square().sum((0, 2))
+    keys, values = seen.key.float() - seen.old_key, seen.value.float() - seen.old_value
+    return keys.square().sum((0, 2)) + values.square().sum((0, 2))

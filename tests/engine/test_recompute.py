@@ -45,6 +45,15 @@ EVERYTHING = (
 )
 NOTHING = (A3(ratio=0.0), CacheBlend(ratio=0.0), LegoLink(tokens=0), ProphetKV(ratio=0.0), RandomRecompute(ratio=0.0))
 SOME = (A3(), CacheBlend(), LegoLink(tokens=4), ProphetKV(), RandomRecompute(), SamKV(initial=2, local=2, block=4))
+FAMILIES = {
+    "llama": ("LlamaConfig", {}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "phi3": ("Phi3Config", {"partial_rotary_factor": 0.5, "sliding_window": None}),
+    "granite": ("GraniteConfig", {"attention_multiplier": 0.1, "embedding_multiplier": 3.0}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 2, "sliding_window": None}),
+}
 DEEP = transformers.LlamaConfig(**TINY | {"num_hidden_layers": 6})
 
 
@@ -330,17 +339,42 @@ def test_the_worker_answers_both_kinds_in_one_step(exact):
     assert [stream.result().token_ids for stream in streams] == wanted
 
 
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        ("LlamaConfig", {}),
-        ("Qwen2Config", {}),
-        ("Qwen3Config", {"head_dim": 16}),
-        ("Phi3Config", {"sliding_window": None}),
-    ],
-)
+class WidePass(PrivatePass):
+    """Computes all rows in all layers, but writes those only that a `PrivatePass` would have computed."""
+
+    def attend(self, layer, query, key, value, scaling):
+        self.layers_seen += 1
+        kept = self._among if self._among is not None else torch.arange(len(self._places))
+        keys, values = self._lane.own(0, self._tokens)[layer].unbind(0)
+        old = keys[:, self._places[kept]], values[:, self._places[kept]]
+        keys[:, self._places[kept]], values[:, self._places[kept]] = key[:, kept], value[:, kept]
+        new = query[:, kept], key[:, kept], value[:, kept]
+        left = None if self._watch is None else self._watch(Seen(layer, self._places[kept], *new, *old, keys, scaling))
+        self._among = kept if left is None else kept[left]
+        self.computed += len(kept)
+        return self._attended(query, keys, values, scaling)
+
+    def narrow(self):
+        return None, None
+
+
+@pytest.mark.parametrize("strategy", [CacheBlend(ratio=0.3), A3(ratio=0.3)], ids=by_name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_left_out_are_as_if_computed_and_not_written(new_engine, monkeypatch, computed, family, strategy):
+    config, options = FAMILIES[family]
+    engine = new_engine(config=getattr(transformers, config)(**TINY | {"num_hidden_layers": 5} | options))
+    engine.build(CHUNKS)
+    got = first_logits(engine, strategy)
+    assert len(computed[4][0]) < len(computed[2][0]) or isinstance(strategy, A3)
+    assert len(computed[4][0]) < len(computed[0][0])
+    monkeypatch.setattr("kvrag.recompute.repair.PrivatePass", WidePass)
+    torch.testing.assert_close(got, first_logits(engine, strategy), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
 @pytest.mark.parametrize("name", [s.name for s in SOME])
-def test_families_of_models_generate(new_engine, config, options, name):
+def test_families_of_models_generate(new_engine, family, name):
+    config, options = FAMILIES[family]
     engine = new_engine(config=getattr(transformers, config)(**TINY | options), strategy=name)
     engine.build(CHUNKS)
     answer = engine.generate(PROMPT, max_new_tokens=5)
