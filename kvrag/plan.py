@@ -202,7 +202,7 @@ def _plan_private(
                 spans.append((first, len(ids)))
                 extents.append(Extent.of_packet(packet, start, first, blocks[segment.key]))
             case SoftSegment():
-                soft.append((first, prepared.soft[segment.name].to(model.device, model.dtype)))
+                soft.append((first, prepared.soft[segment.name][: segment.tokens].to(model.device, model.dtype)))
                 ids += [0] * segment.tokens
             case TextSegment():
                 ids += segment.ids
