@@ -36,14 +36,28 @@ if TYPE_CHECKING:
     from kvrag.packet import Identity, Packet, Recipe, Scope
     from kvrag.settings import Sampling
     from kvrag.store import PacketStore
-    from kvrag.strategies import FullRecompute, KVPacket, NoRecompute, Strategy
+    from kvrag.strategies import (
+        A3,
+        CacheBlend,
+        FullRecompute,
+        KVPacket,
+        LegoLink,
+        NoRecompute,
+        PrefixCache,
+        ProphetKV,
+        RandomRecompute,
+        SamKV,
+        Strategy,
+    )
 
 __all__ = [
+    "A3",
     "Adapter",
     "AdapterError",
     "AsyncStream",
     "BuildEstimate",
     "BuildReport",
+    "CacheBlend",
     "Completion",
     "CorruptPacketError",
     "DataError",
@@ -53,14 +67,19 @@ __all__ = [
     "KVPacket",
     "KVRagError",
     "LanguageModel",
+    "LegoLink",
     "ModelError",
     "NoRecompute",
     "Packet",
     "PacketEngine",
     "PacketStore",
+    "PrefixCache",
     "PromptError",
     "PromptTooLongError",
+    "ProphetKV",
+    "RandomRecompute",
     "Recipe",
+    "SamKV",
     "Sampling",
     "Scope",
     "SettingsError",
@@ -86,7 +105,19 @@ _HOMES = {
     "kvrag.packet": ("Identity", "Packet", "Recipe", "Scope"),
     "kvrag.settings": ("Sampling",),
     "kvrag.store": ("PacketStore",),
-    "kvrag.strategies": ("FullRecompute", "KVPacket", "NoRecompute", "Strategy"),
+    "kvrag.strategies": (
+        "A3",
+        "CacheBlend",
+        "FullRecompute",
+        "KVPacket",
+        "LegoLink",
+        "NoRecompute",
+        "PrefixCache",
+        "ProphetKV",
+        "RandomRecompute",
+        "SamKV",
+        "Strategy",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

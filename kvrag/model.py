@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
-from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, attend
+from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, PrivatePass, attend
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
 from kvrag.joined import join_linears
 from kvrag.packet import Identity, digest_fields
@@ -28,6 +28,7 @@ from kvrag.weights import all_modules, digest_weights, is_linear, switches
 
 if TYPE_CHECKING:
     from kvrag.graphs import ForwardGraphs
+    from kvrag.recompute import Repair
 
 __all__ = ["LanguageModel", "Rows", "convert_gguf"]
 
@@ -46,12 +47,14 @@ class Rows:
         ids: `[S]` token ids; where `soft` says otherwise, a placeholder.
         positions: `[S]` positions in the prompt.
         soft: row number to `[n, hidden]` trained embeddings that replace the rows from there on.
+        repair: what computes some of the rows, in a pass of its own, when the others are packets in the lane's block.
     """
 
     lane: Lane
     ids: Sequence[int]
     positions: Sequence[int]
     soft: Sequence[tuple[int, torch.Tensor]] = ()
+    repair: "Repair | None" = None
 
 
 class LanguageModel:
@@ -261,8 +264,13 @@ class LanguageModel:
     def forward(self, rows: Sequence[Rows], *, recorded: bool = True) -> torch.Tensor:
         """Compute the rows of several lanes in one pass; logits `[len(rows), vocab]` of each lane's last row.
 
-        The lanes gain their rows only when the whole pass went through. `recorded` lets a recorded pass do it.
+        The lanes gain their rows only when the whole pass went through. `recorded` lets a recorded pass do it. Every
+        repair has a pass of its own.
         """
+        if any(r.repair is not None for r in rows):
+            others = [r for r in rows if r.repair is None]
+            shared = iter(self.forward(others, recorded=recorded) if others else ())
+            return torch.stack([next(shared) if r.repair is None else r.repair.forward(self, r) for r in rows])
         counts = [len(r.ids) for r in rows]
         firsts = [0, *accumulate(counts)]
         ids = [*chain.from_iterable(r.ids for r in rows)]
@@ -337,6 +345,21 @@ class LanguageModel:
                 f"{current.layers_seen}; this model's packets cannot be attached"
             )
         return logits
+
+    @contextmanager
+    def narrowing(self, current: PrivatePass) -> Iterator[None]:
+        """Let a pass leave out rows behind any layer, while the context is open: no layer after it computes them.
+
+        Raises:
+            UnsupportedModelError: the decoder layers are called in another way than transformers' own.
+        """
+        layers = self._model.get_decoder().layers
+        handles = [layer.register_forward_pre_hook(partial(_narrow, current), with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.inference_mode()
     def plain_forward(self, ids: Sequence[int], positions: Sequence[int], *, implementation: str = "") -> torch.Tensor:
@@ -449,6 +472,24 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def _narrow(
+    current: PrivatePass, layer: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a decoder layer is called with, for those rows that the pass goes on with."""
+    left, among = current.narrow()
+    if among is None:
+        return args, options
+    turns = options.get("position_embeddings")
+    if not args or turns is None:
+        raise UnsupportedModelError(
+            f"expected decoder layers that are called with hidden states and position embeddings, found "
+            f"{type(layer).__name__}; choose a strategy that computes the same rows in every layer"
+        )
+    hidden = args[0] if left is None else args[0][:, left]
+    options = options | {"position_embeddings": tuple(turn[:, among] for turn in turns)}
+    return (hidden, *args[1:]), options
 
 
 def _register(original: str) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from kvrag.errors import SettingsError
+
 __all__ = ["FORMAT_VERSION", "Identity", "Packet", "PacketHeader", "PacketKey", "Recipe", "Scope", "digest_fields"]
 
 FORMAT_VERSION = 1
@@ -181,6 +183,21 @@ class Packet:
     def tokens(self) -> int:
         """Number of rows `T` a prompt gains by attaching this packet."""
         return self.kv.shape[3]
+
+    @property
+    def encoded_ids(self) -> list[int]:
+        """Token ids of its rows, those that the recipe added among them.
+
+        Raises:
+            SettingsError: an adapter made some of its rows, or changed them.
+        """
+        recipe = self.scope.recipe
+        if recipe.uses_adapter:
+            raise SettingsError(
+                "expected packets of plain tokens to compute anew, found some that an adapter made; choose a strategy "
+                "that attaches them as they are"
+            )
+        return [*recipe.ids_before, *self.token_ids.tolist(), *recipe.ids_after][recipe.dropped :]
 
     @property
     def offset(self) -> int:

@@ -1,15 +1,18 @@
 """From the segments of a prompt to a lane: what is attached, what is computed, and where everything stands."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from kvrag_kernels.rerotate import rerotate
 
 from kvrag.attach import Block, ComputedStates, DevicePool, Extent, Lane, PoolHold
 from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, PacketKey, digest_fields
 from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
+from kvrag.recompute import PromptLayout, Repair, Selection
 
 __all__ = ["Plan", "Prepared", "plan_lane", "remember"]
 
@@ -26,6 +29,7 @@ class Prepared:
         chain: digest of what the computed states depend on besides the segments.
         keeps_computed: whether earlier states may be used and new ones kept.
         missed: known texts in it whose packets are not there.
+        selection: of the packets' tokens that are computed anew; None attaches packets as they are.
     """
 
     segments: Sequence[Segment]
@@ -35,6 +39,7 @@ class Prepared:
     chain: str
     keeps_computed: bool
     missed: Mapping[PacketKey, str] = field(default_factory=dict)
+    selection: Selection | None = None
 
     @cached_property
     def tokens(self) -> int:
@@ -77,9 +82,15 @@ class Plan:
     hold: PoolHold | None = None
 
     @property
+    def computed(self) -> float:
+        """Rows that go through the model before the first token, as a mean over its layers once that is known."""
+        return len(self.rows.ids) if self.rows.repair is None else self.rows.repair.computed
+
+    @property
     def cached(self) -> int:
         """Rows of the prompt that nobody computes: packets and states of earlier prompts."""
-        return self.prepared.tokens - len(self.rows.ids)
+        fresh = len(self.rows.ids) if self.rows.repair is None else math.ceil(self.rows.repair.fresh)
+        return self.prepared.tokens - fresh
 
     def release(self) -> None:
         """Let the packets go; calling it again does nothing."""
@@ -109,8 +120,15 @@ def plan_lane(
         PoolFullError: the pool has no room until other plans are released.
     """
     packets = {s.key: prepared.packets[s.key] for s in prepared.segments if isinstance(s, PacketSegment)}
+    blocks = {key: packet.kv.to(model.device) for key, packet in packets.items()} if pool is None else {}
+    if prepared.selection is not None and packets:
+        if pool is None:
+            return _plan_private(model, prepared, new_tokens, blocks)
+        with pool.hold(packets.values()) as hold:
+            pool.arrivals.wait_for_all()
+            return _plan_private(model, prepared, new_tokens, hold.slots)
     if pool is None:
-        return _plan(model, prepared, states, new_tokens, {k: p.kv.to(model.device) for k, p in packets.items()})
+        return _plan(model, prepared, states, new_tokens, blocks)
     hold = pool.hold(packets.values())
     try:
         plan = _plan(model, prepared, states, new_tokens, hold.slots)
@@ -164,6 +182,37 @@ def _plan(
     lane = model.new_lane(len(ids) + new_tokens)
     lane.attach(extents)
     return Plan(prepared, lane, Rows(lane, ids, positions, soft), texts)
+
+
+def _plan_private(
+    model: LanguageModel, prepared: Prepared, new_tokens: int, blocks: Mapping[PacketKey, torch.Tensor | Block]
+) -> Plan:
+    """A lane whose block holds every packet at its place, re-rotated, between places for the text."""
+    ids: list[int] = []
+    positions: list[int] = []
+    soft: list[tuple[int, torch.Tensor]] = []
+    spans: list[tuple[int, int]] = []
+    extents: list[Extent] = []
+    for segment, start in zip(prepared.segments, prepared.starts, strict=True):
+        first = len(ids)
+        match segment:
+            case PacketSegment():
+                packet = prepared.packets[segment.key]
+                ids += packet.encoded_ids
+                spans.append((first, len(ids)))
+                extents.append(Extent.of_packet(packet, start, first, blocks[segment.key]))
+            case SoftSegment():
+                soft.append((first, prepared.soft[segment.name][: segment.tokens].to(model.device, model.dtype)))
+                ids += [0] * segment.tokens
+            case TextSegment():
+                ids += segment.ids
+        positions += range(start, start + len(ids) - first)
+    lane = model.new_lane(len(ids) + new_tokens)
+    turns = model.rope.angles([extent.turn for extent in extents])
+    rerotate([extent.kv for extent in extents], *turns, lane.own(0, len(ids)), [first for first, _ in spans])
+    assert prepared.selection is not None
+    repair = Repair(prepared.selection, PromptLayout(len(ids), spans, model.geometry.layers, model.device))
+    return Plan(prepared, lane, Rows(lane, ids, positions, soft, repair))
 
 
 def _ids(segment: TextSegment | SoftSegment) -> list[int]:

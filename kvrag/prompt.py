@@ -29,6 +29,10 @@ class PacketSegment:
     start: int
     end: int
 
+    def as_text(self) -> TextSegment:
+        """The same tokens, to be computed."""
+        return TextSegment(self.ids, self.start, self.end)
+
 
 @dataclass(frozen=True)
 class SoftSegment:

@@ -12,7 +12,7 @@ from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.plan import Prepared
-from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
+from kvrag.prompt import PacketSegment, Segment, segment_prompt
 from kvrag.store import Hold, PacketStore
 from kvrag.strategies import Strategy
 
@@ -89,15 +89,15 @@ class PromptReader:
         self, segments: Sequence[Segment], strategy: Strategy, scope: Scope, packets: Mapping[PacketKey, Packet]
     ) -> Prepared:
         if not strategy.attaches:
-            segments = [_as_text(s) if isinstance(s, PacketSegment) else s for s in segments]
+            segments = [s.as_text() if isinstance(s, PacketSegment) else s for s in segments]
         elif isinstance(segments[-1], PacketSegment):  # a prompt ends in text, and no link comes behind it
-            segments = [*segments[:-1], _as_text(segments[-1])]
+            segments = [*segments[:-1], segments[-1].as_text()]
         arranged = strategy.arrange(segments, self._adapter)
         if isinstance(arranged[-1], PacketSegment):  # the first token is sampled from a computed row
-            arranged[-1] = _as_text(arranged[-1])
+            arranged[-1] = arranged[-1].as_text()
         soft = dict(self._adapter.embeddings) if self._adapter is not None else {}
         chain = f"{scope.digest}/{strategy!r}"
-        unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed)
+        unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed, selection=strategy.selection)
         return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))
 
     def _holds(self, key: PacketKey, scope: Scope, text: str) -> bool:
@@ -134,8 +134,3 @@ class PromptReader:
                     spans.append((at, end))
                 at = text.find(document, end)
         return spans
-
-
-def _as_text(segment: PacketSegment) -> TextSegment:
-    """The same tokens, to be computed."""
-    return TextSegment(segment.ids, segment.start, segment.end)

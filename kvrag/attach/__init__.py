@@ -7,6 +7,7 @@ from kvrag.attach.layout import NO_SPAN, PackedLayout, pack_layout
 from kvrag.attach.packed import PackedPass, PackedStates, StepPass
 from kvrag.attach.passes import Passes
 from kvrag.attach.pool import DevicePool, PoolHold
+from kvrag.attach.private import PrivatePass, Seen, Watcher
 from kvrag.attach.threads import release_helpers
 
 __all__ = [
@@ -25,7 +26,10 @@ __all__ = [
     "Pass",
     "Passes",
     "PoolHold",
+    "PrivatePass",
+    "Seen",
     "StepPass",
+    "Watcher",
     "attend",
     "pack_layout",
     "release_helpers",

@@ -140,6 +140,17 @@ class Lane:
         """Keep the `rows` rows written last."""
         self.length += rows
 
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with only these of the block's rows `[n]`, none of which is computed yet, and as much room behind them.
+
+        Args:
+            rows: ascending; those that are not there move up.
+        """
+        assert not self.length, "rows that were computed have numbers"
+        whole = self._own
+        self._own = torch.empty_like(whole)
+        self._own[:, :, :, : len(rows)] = whole[:, :, :, rows]
+
     def own(self, first: int, last: int) -> torch.Tensor:
         """A view `[L, 2, H, last - first, D]` of computed rows."""
         return self._own[:, :, :, first:last]

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.layout import PackedLayout
 
-__all__ = ["PackedPass", "PackedStates", "StepPass"]
+__all__ = ["PackedPass", "PackedStates", "StepPass", "additive_mask"]
 
 _GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 """torch before 2.12 groups query heads without being asked."""
@@ -54,8 +54,8 @@ class PackedPass:
             keys, values = self._keys.pad(k), self._keys.pad(v)
             if self.kept is not None:
                 self.kept[layer] = (keys, values)
-            if self._added is None:  # once a pass: attention kernels would turn a boolean mask into this in every layer
-                self._added = _additive(self._mask, q.shape[1] // k.shape[1], q.dtype)
+            if self._added is None:
+                self._added = additive_mask(self._mask, q.shape[1] // k.shape[1], q.dtype)
             results.append(self._reads.unpad(_read(self._reads.pad(of_reads), keys, values, self._added, scaling)))
         return torch.cat(results)
 
@@ -128,7 +128,7 @@ class StepPass:
         keys[:, :, first : self._last] = k
         values[:, :, first : self._last] = v
         if self._added is None:
-            self._added = _additive(self._mask, q.shape[1] // k.shape[1], q.dtype)
+            self._added = additive_mask(self._mask, q.shape[1] // k.shape[1], q.dtype)
         out = _read(q, keys[:, :, : self._last], values[:, :, : self._last], self._added, scaling)
         return out.transpose(1, 2).flatten(0, 1)
 
@@ -189,10 +189,10 @@ def _read(
     return out.unflatten(2, (group, -1)).flatten(1, 2)
 
 
-def _additive(mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
+def additive_mask(mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
     """What is added to scores, `[B, 1, group * R, N]`, from what may be seen `[B, R, N]`.
 
-    Rows lie 16 bytes apart, as the fused kernels want them.
+    Attention kernels would make it of a boolean mask in every layer. Rows lie 16 bytes apart, as fused ones want them.
     """
     batch, rows, keys = mask.shape
     room = torch.zeros(batch, 1, group * rows, -(-keys // 16) * 16, dtype=dtype, device=mask.device)[..., :keys]

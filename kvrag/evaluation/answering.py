@@ -22,14 +22,15 @@ class Answered:
         logits: `[n, vocab]` that predict each token of the given answer, or of the own one where none was given; large,
             so whoever gets them scores them and lets them go.
         prompt_tokens: rows of the prompt.
-        computed_tokens: how many of them went through the model at question time.
+        computed: rows that went through the model before the first token; where a method computes some rows in some
+            layers only, their mean over the layers.
     """
 
     token_ids: tuple[int, ...]
     text: str
     logits: torch.Tensor
     prompt_tokens: int
-    computed_tokens: int
+    computed: float
 
 
 class Answerer(Protocol):

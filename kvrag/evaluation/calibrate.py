@@ -38,7 +38,7 @@ class Comparison:
     f1: float
     kl: float
     first_token_equal: bool
-    computed_tokens: int
+    computed_tokens: float
     prompt_tokens: int
 
 
@@ -210,7 +210,7 @@ def calibrate(
                 f1=answer_f1(own.text, [full.text]),
                 kl=float(kl_divergence(full.logits, own.logits).mean()),
                 first_token_equal=own.token_ids[0] == full.token_ids[0],
-                computed_tokens=own.computed_tokens,
+                computed_tokens=own.computed,
                 prompt_tokens=own.prompt_tokens,
             )
         )

@@ -83,7 +83,7 @@ def _answer(model: LanguageModel, prepared: Prepared, given: Sequence[int] | Non
         logits = logits[: known + 1]
         logits += [after(token, known + number) for number, token in enumerate(given[known:-1])]
     text = _text(model, prepared, own)
-    return Answered(tuple(own), text, torch.stack(logits), prepared.tokens, prepared.tokens - plan.cached)
+    return Answered(tuple(own), text, torch.stack(logits), prepared.tokens, plan.computed)
 
 
 def _text(model: LanguageModel, prepared: Prepared, tokens: Sequence[int]) -> str:

@@ -65,7 +65,7 @@ class Score:
     contains: float
     kl: float
     first: bool
-    computed_tokens: int
+    computed_tokens: float
     prompt_tokens: int
 
 
@@ -78,7 +78,7 @@ def compare(case: Case, answered: Answered, full: Answered) -> Score:
         contains=100.0 * contains_answer(answered.text, case.answers),
         kl=float(kl_divergence(full.logits, answered.logits).mean()),
         first=answered.token_ids[0] == full.token_ids[0],
-        computed_tokens=answered.computed_tokens,
+        computed_tokens=answered.computed,
         prompt_tokens=answered.prompt_tokens,
     )
 

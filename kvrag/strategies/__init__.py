@@ -4,15 +4,47 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from kvrag.errors import SettingsError
+from kvrag.strategies.a3 import A3
 from kvrag.strategies.base import Strategy
+from kvrag.strategies.cacheblend import CacheBlend
 from kvrag.strategies.full_recompute import FullRecompute
 from kvrag.strategies.kv_packet import KVPacket
+from kvrag.strategies.lego_link import LegoLink
 from kvrag.strategies.no_recompute import NoRecompute
+from kvrag.strategies.prefix_cache import PrefixCache
+from kvrag.strategies.prophetkv import ProphetKV
+from kvrag.strategies.random_recompute import RandomRecompute
+from kvrag.strategies.sam_kv import SamKV
 
-__all__ = ["FullRecompute", "KVPacket", "NoRecompute", "Strategy", "available_strategies", "strategy_from_name"]
+__all__ = [
+    "A3",
+    "CacheBlend",
+    "FullRecompute",
+    "KVPacket",
+    "LegoLink",
+    "NoRecompute",
+    "PrefixCache",
+    "ProphetKV",
+    "RandomRecompute",
+    "SamKV",
+    "Strategy",
+    "available_strategies",
+    "strategy_from_name",
+]
 
 _GROUP = "kvrag.strategies"
-_BUILT_IN = (FullRecompute, KVPacket, NoRecompute)
+_BUILT_IN = (
+    A3,
+    CacheBlend,
+    FullRecompute,
+    KVPacket,
+    LegoLink,
+    NoRecompute,
+    PrefixCache,
+    ProphetKV,
+    RandomRecompute,
+    SamKV,
+)
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import ClassVar
 from kvrag.adapter import Adapter
 from kvrag.packet import Recipe
 from kvrag.prompt import Segment
+from kvrag.recompute import Selection
 
 __all__ = ["Strategy"]
 
@@ -34,6 +35,14 @@ class Strategy(ABC):
     def matches(self) -> bool:
         """Whether known chunks are looked for in the prompt; if not, it is tokenised as one text."""
         return True
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which of the packets' tokens are computed anew at question time; None attaches packets as they are.
+
+        Packets are then copied for the prompt, and must be made of plain tokens (see `recipe`).
+        """
+        return None
 
     def recipe(self, adapter: Adapter | None) -> Recipe:
         """How a chunk is built into a packet."""

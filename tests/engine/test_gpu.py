@@ -47,3 +47,20 @@ def test_packets_built_on_the_cpu_serve_the_gpu(hf_tokenizer, tmp_path):
     built, _, gpu_attached, _ = answers("cuda", hf_tokenizer, tmp_path)
     assert built.existing == len(CHUNKS)
     assert gpu_attached.token_ids == attached.token_ids
+
+
+@pytest.mark.parametrize("name", ["a3", "cacheblend", "lego-link", "prophetkv", "random-recompute", "sam-kv"])
+def test_tokens_computed_anew_give_the_answers_of_the_cpu(hf_tokenizer, tmp_path, name):
+    """From packets in the pool; answers go on through recorded passes."""
+    found = []
+    for device in ("cpu", "cuda"):
+        model = LanguageModel(build_model(LlamaConfig(**TINY | {"head_dim": 32})).to(device), hf_tokenizer, name="tiny")
+        with (
+            PacketStore(tmp_path / device) as store,
+            PacketEngine(model, store=store, adapter="none", strategy=name) as engine,
+        ):
+            engine.build(CHUNKS)
+            found.append(engine.generate(PROMPT, max_new_tokens=20))
+    assert found[0].token_ids == found[1].token_ids
+    assert found[0].usage == found[1].usage
+    assert found[0].usage.cached_tokens > 0

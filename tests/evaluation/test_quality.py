@@ -8,11 +8,12 @@ import torch
 from kvrag.errors import SettingsError
 from kvrag.evaluation.answering import Answered
 from kvrag.evaluation.backends import AnswererChoice
+from kvrag.evaluation.batched_answerer import BatchedAnswerer
 from kvrag.evaluation.cases import Case, Cases
 from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.quality import FULL, NATURAL, NONE, compare, measure, methods_from_names
 from kvrag.evaluation.report import QualityReport, Setup
-from kvrag.strategies import FullRecompute, KVPacket, NoRecompute
+from kvrag.strategies import CacheBlend, FullRecompute, KVPacket, NoRecompute
 
 
 def test_what_is_referred_to_is_always_measured():
@@ -54,8 +55,8 @@ def test_attaching_computes_everything_but_the_passages(engine, cases_for):
     answerer = EngineAnswerer(engine, 2)
     ((full,), (none,)) = (answerer.answer([case], s) for s in (FullRecompute(segmented=True), NoRecompute()))
     packets = sum(len(engine.model.tokenizer.encode(text, literal=True)) for text in case.passages)
-    assert full.computed_tokens == full.prompt_tokens == none.prompt_tokens
-    assert none.computed_tokens == none.prompt_tokens - packets
+    assert full.computed == full.prompt_tokens == none.prompt_tokens
+    assert none.computed == none.prompt_tokens - packets
 
 
 def test_passages_without_packets_are_the_same_tokens_computed_as_text(engine, cases_for):
@@ -63,7 +64,7 @@ def test_passages_without_packets_are_the_same_tokens_computed_as_text(engine, c
     (answered,) = EngineAnswerer(engine, 2, builds=False).answer([case], KVPacket())
     (full,) = EngineAnswerer(engine, 2).answer([case], FullRecompute(segmented=True))
     assert engine.store.stat().packets == 0
-    assert answered.computed_tokens == full.prompt_tokens
+    assert answered.computed == full.prompt_tokens
     assert torch.equal(answered.logits, full.logits)
 
 
@@ -147,6 +148,25 @@ class Scripted:
     def answer(self, cases, strategy, given=None):
         logits = torch.log(torch.tensor([[self.odds, 1 - self.odds]]))
         return [Answered((text != "b",), text, logits, 10, 4) for text in (self.texts[c.prompt] for c in cases)]
+
+
+def test_strategies_that_compute_tokens_anew_are_measured_beside_the_others(engine, cases_for):
+    cases = cases_for(engine)
+    choice = AnswererChoice(engine, "auto", 4)
+    assert isinstance(choice(CacheBlend()), EngineAnswerer)
+    assert isinstance(choice(NoRecompute()), BatchedAnswerer)
+    methods = methods_from_names(["cacheblend", "prefix-cache"])
+    rows = {row.method: row for row in measure(cases, methods, choice)}
+    blend, exact = rows["cacheblend"], rows["prefix-cache"]
+    assert rows[NONE].computed_tokens < blend.computed_tokens < blend.prompt_tokens
+    assert 0 < blend.kl < rows[NONE].kl
+    assert exact.kl == pytest.approx(0, abs=1e-5)
+    assert exact.computed_tokens == exact.prompt_tokens == rows[FULL].prompt_tokens == blend.prompt_tokens
+    (case, *_) = cases.cases
+    (answered,) = choice(CacheBlend()).answer([case], CacheBlend())
+    packets = sum(len(engine.model.tokenizer.encode(text, literal=True)) for text in case.passages)
+    text = answered.prompt_tokens - packets
+    assert answered.computed == text + (packets + packets + round(0.15 * packets)) / 3
 
 
 def test_rows_hold_the_scores_of_the_answers():
