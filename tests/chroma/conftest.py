@@ -53,16 +53,17 @@ def packets(new_engine) -> PacketEngine:
 
 
 @pytest.fixture
-def gc(packets: PacketEngine, place: Place) -> Callable[..., dict[str, Any]]:
-    """Run `kvrag store gc` without grace, on the packets and on what Chroma holds now; its JSON."""
+def gc(packets: PacketEngine, place: Place) -> Callable[[], dict[str, Any]]:
+    """Sweep the engine's store by what Chroma holds now."""
+    return lambda: sweep(packets.store.root, place.name)
 
-    def run(*options: str) -> dict[str, Any]:
-        arguments = ["--store", packets.store.root, "--chroma", place.name, "--grace", "0s", "--json", *options]
-        result = CliRunner().invoke(app, ["store", "gc", *map(str, arguments)], prog_name="kvrag")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
 
-    return run
+def sweep(store: Path, chroma: Path | str) -> dict[str, Any]:
+    """The JSON of `kvrag store gc` without grace."""
+    arguments = ["--store", str(store), "--chroma", str(chroma), "--grace", "0s", "--json"]
+    result = CliRunner().invoke(app, ["store", "gc", *arguments], prog_name="kvrag")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def open_chroma(name: str) -> Any:
