@@ -33,7 +33,7 @@ def create_app(engine: PacketEngine, index: VectorStoreIndex) -> FastAPI:
         found = [node.text for node in await asyncio.to_thread(retriever.retrieve, question)]
         yield ServerSentEvent(event="sources", data=found)
         prompt = [{"role": "user", "content": "\n\n".join([*found, TASK + question])}]
-        async with await engine.astream(prompt, max_new_tokens=200) as stream:  # leaving the block ends the request
+        async with await engine.astream(prompt, max_new_tokens=100) as stream:  # leaving the block ends the request
             async for piece in stream:
                 yield ServerSentEvent(event="piece", data=piece)
             assert (done := stream.completion)

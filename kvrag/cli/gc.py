@@ -62,7 +62,7 @@ def gc(
     In use are the chunks of the collections that `kvrag build` made in this store, and what the options name.
     """
     if collection and not chroma:
-        raise SettingsError("expected --chroma with --collection, found none; name the folder or server of the collections")
+        raise SettingsError("expected --chroma with --collection, found none; name where the collections are")
     seconds = _seconds(grace)
     place = StoreFolder(packet_store_in(store).parent)
     is_built = packet_store_in(store) == place.packets and place.chroma.is_dir()

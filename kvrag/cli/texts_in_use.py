@@ -28,7 +28,7 @@ def in_chroma(place: Path | str, names: Sequence[str] = ()) -> Iterator[str]:
         names: of collections; none means all.
 
     Raises:
-        StoreError: the folder, the server or one of the collections is missing or cannot be read, or no text is in them.
+        StoreError: the folder, server or one of the collections is missing or cannot be read, or no text is in them.
         MissingExtraError: Chroma is not installed.
     """
     if not str(place).startswith(("http://", "https://")):
