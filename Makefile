@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test faults test-oldest lint format bench notebooks docs clean
+.PHONY: help setup demo examples test faults test-oldest lint format bench notebooks docs clean
 
 help:
 	@echo "make demo         a real model answers questions, with packets and by full recompute"
+	@echo "make examples     run every example, on a tiny model in the demo model's place"
 	@echo "make test         run the tests"
 	@echo "make faults       kill, tear, flip and fill up for longer than the tests do (a few minutes)"
 	@echo "make lint         ruff and pyright"
@@ -29,6 +30,9 @@ $(READY): pyproject.toml
 
 demo: $(READY)
 	$(BIN)/kvrag demo
+
+examples: $(READY)
+	$(BIN)/python -m pytest tests/test_examples.py tests/test_web_page.py
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from kvrag.completion import Completion
 from kvrag.engine import PacketEngine
 from kvrag.model import LanguageModel
 from kvrag.store import PacketStore
@@ -118,3 +119,29 @@ def new_engine(hf_tokenizer, tmp_path: Path) -> Iterator[Callable[..., PacketEng
 @pytest.fixture
 def engine(new_engine) -> PacketEngine:
     return new_engine()
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch, hf_tokenizer, tmp_path) -> None:
+    """The name "demo" opens a tiny random model, and relative paths lead into a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def open_tiny(source, device="auto"):
+        assert source == "demo"
+        config = LlamaConfig(**TINY | {"max_position_embeddings": 16384})
+        return LanguageModel(build_model(config), hf_tokenizer, name="demo")
+
+    monkeypatch.setattr("kvrag.engine.open_model", open_tiny)
+
+
+@pytest.fixture
+def completions(monkeypatch) -> list[Completion]:
+    """Every answer that any engine gives, in order."""
+    given: list[Completion] = []
+
+    def record(*args, **fields) -> Completion:
+        given.append(Completion(*args, **fields))
+        return given[-1]
+
+    monkeypatch.setattr("kvrag.request.Completion", record)
+    return given

@@ -1,18 +1,22 @@
 """Every example and every code block of README and docs runs, on a tiny model in the demo model's place."""
 
+import difflib
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from transformers import LlamaConfig
 
-from kvrag.model import LanguageModel
-
-from .conftest import TINY, build_model
+from .conftest import CHUNKS, TINY, build_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SERVED = "streaming_web_page"
+"""Runs until it is stopped; it has tests of its own."""
+
 BLOCKS = [
     (page, number, code)
     for page in PAGES
@@ -20,27 +24,63 @@ BLOCKS = [
 ]
 
 
-@pytest.fixture
-def tiny_demo(monkeypatch, hf_tokenizer, tmp_path):
-    """The name "demo" opens a tiny random model, and relative paths lead into a temporary folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def open_tiny(source, device="auto"):
-        assert source == "demo"
-        config = LlamaConfig(**TINY | {"max_position_embeddings": 16384})
-        return LanguageModel(build_model(config), hf_tokenizer, name="demo")
-
-    monkeypatch.setattr("kvrag.engine.open_model", open_tiny)
+APP = {path.stem: path for path in EXAMPLES if path.stem in ("existing_app", "three_line_diff")}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_example_runs(path, tiny_demo, capsys):
-    assert len(path.read_text().splitlines()) < 60
+def load_example(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main()
+    return module
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_is_short_enough_to_read(path):
+    for each in (path, *path.parent.glob(f"{path.stem}.html")):
+        assert len(each.read_text().splitlines()) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path not in APP.values() and path.stem != SERVED], ids=lambda path: path.name
+)
+def test_example_answers_from_packets(path, tiny_demo, completions, capsys):
+    load_example(path).main()
     assert capsys.readouterr().out.strip()
+    assert completions[0].usage.cached_tokens > 200  # its chunks; no earlier prompt has left anything to reuse
+
+
+@pytest.fixture
+def folders(tmp_path, hf_tokenizer, monkeypatch) -> tuple[str, str]:
+    """A model and Markdown files, as an application has them."""
+    monkeypatch.chdir(tmp_path)
+    build_model(LlamaConfig(**TINY)).save_pretrained(tmp_path / "model")
+    hf_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "corran.md").write_text("\n## ".join(CHUNKS))
+    return str(tmp_path / "model"), str(tmp_path / "notes")
+
+
+def test_an_application_adapts_in_three_lines():
+    before, after = (APP[name].read_text().splitlines() for name in ("existing_app", "three_line_diff"))
+    changes = [line for line in difflib.unified_diff(before, after, lineterm="", n=0) if line[0] in "+-"][2:]
+    assert len([line for line in changes if line[0] == "-"]) == 3
+    assert len([line for line in changes if line[0] == "+"]) == 3
+
+
+@pytest.mark.slow
+def test_the_existing_application_runs(folders, capsys):
+    load_example(APP["existing_app"]).main(*folders, "When was the lighthouse lit?")
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_the_adapted_application_answers_from_packets(folders, completions, capsys):
+    load_example(APP["three_line_diff"]).main(*folders, "When was the lighthouse lit?")
+    assert capsys.readouterr().out.strip()
+    assert completions[0].usage.cached_tokens > 100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -30,7 +30,8 @@ __all__ = ["gc"]
 def gc(
     store: StoreOption = Path(".kvrag"),
     chroma: Annotated[
-        list[Path] | None, typer.Option("--chroma", help="A persistent Chroma folder whose documents are in use.")
+        list[str] | None,
+        typer.Option("--chroma", help="Whose documents are in use: a persistent Chroma folder, or a server's URL."),
     ] = None,
     collection: Annotated[
         list[str] | None, typer.Option("--collection", help="Only these collections of --chroma.")
@@ -61,14 +62,14 @@ def gc(
     In use are the chunks of the collections that `kvrag build` made in this store, and what the options name.
     """
     if collection and not chroma:
-        raise SettingsError("expected --chroma with --collection, found none; name the folder of the collections")
+        raise SettingsError("expected --chroma with --collection, found none; name where the collections are")
     seconds = _seconds(grace)
     place = StoreFolder(packet_store_in(store).parent)
     is_built = packet_store_in(store) == place.packets and place.chroma.is_dir()
     own = [place.collection(namespace)] if namespace is not None else []
     sources = [
         *([texts_in_use.in_chroma(place.chroma, own)] if is_built else []),
-        *(texts_in_use.in_chroma(folder, collection or ()) for folder in chroma or ()),
+        *(texts_in_use.in_chroma(where, collection or ()) for where in chroma or ()),
         *(texts_in_use.in_docstore(file) for file in docstore or ()),
         *(texts_in_use.in_files(file) for file in texts or ()),
     ]

@@ -19,24 +19,27 @@ __all__ = ["in_chroma", "in_docstore", "in_files"]
 _PAGE = 500
 
 
-def in_chroma(folder: Path, names: Sequence[str] = ()) -> Iterator[str]:
-    """The documents of a persistent Chroma folder, as they are and as the LLM sees them where LlamaIndex wrote them.
+def in_chroma(place: Path | str, names: Sequence[str] = ()) -> Iterator[str]:
+    """The documents of Chroma's collections, as they are and as the LLM sees them where LlamaIndex wrote them.
 
     Args:
-        folder: that Chroma keeps its `chroma.sqlite3` in; only the default tenant and database are read.
+        place: folder that Chroma keeps its `chroma.sqlite3` in, or the `http://` or `https://` URL of a Chroma server;
+            only the default tenant and database are read.
         names: of collections; none means all.
 
     Raises:
-        StoreError: the folder or one of the collections is missing or cannot be read, or no text is in them.
+        StoreError: the folder, server or one of the collections is missing or cannot be read, or no text is in them.
         MissingExtraError: Chroma is not installed.
     """
-    if not (folder / "chroma.sqlite3").is_file():  # Chroma would make an empty one
-        raise StoreError(f"expected a persistent Chroma folder at {folder}, found no chroma.sqlite3 there")
-    with _explained(f"the Chroma folder {folder}"):
+    if not str(place).startswith(("http://", "https://")):
+        place = Path(place)
+        if not (place / "chroma.sqlite3").is_file():  # Chroma would make an empty one
+            raise StoreError(f"expected a persistent Chroma folder at {place}, found no chroma.sqlite3 there")
+    with _explained(f"Chroma at {place}"):
         from kvrag.demo.retrieval import open_collections
 
-        collections = open_collections(folder, names)
-        yield from _some(folder, (text for collection in collections for text in _in_collection(collection)))
+        collections = open_collections(place, names)
+        yield from _some(place, (text for collection in collections for text in _in_collection(collection)))
 
 
 def in_docstore(file: Path) -> Iterator[str]:
@@ -98,7 +101,7 @@ def _of_node(node: "BaseNode") -> Iterator[str]:
     yield node.get_content(metadata_mode=MetadataMode.LLM)
 
 
-def _some(place: Path, texts: Iterable[str]) -> Iterator[str]:
+def _some(place: Path | str, texts: Iterable[str]) -> Iterator[str]:
     """The texts, of which there has to be at least one."""
     found = False
     for text in texts:

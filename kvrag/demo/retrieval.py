@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from kvrag.errors import KVRagError
 
@@ -84,18 +85,18 @@ def open_index(folder: Path, name: str, embedding: "BaseEmbedding") -> "VectorSt
     return VectorStoreIndex.from_vector_store(store, embed_model=embedding)
 
 
-def open_collections(folder: Path, names: Sequence[str] = ()) -> list[Any]:
-    """The Chroma collections in `folder` of these names, or all of them.
+def open_collections(place: Path | str, names: Sequence[str] = ()) -> list[Any]:
+    """The Chroma collections in a folder, or of the server at a URL, of these names, or all of them.
 
     Raises:
         KVRagError: there is none of a name.
         MissingExtraError: Chroma is missing.
     """
-    client = _client(folder)
+    client = _client(place)
     present = sorted(collection.name for collection in client.list_collections())
     missing = [name for name in names if name not in present]
     if missing:
-        raise KVRagError(f"expected a collection {missing[0]!r} in {folder}, found: {', '.join(present) or 'none'}")
+        raise KVRagError(f"expected a collection {missing[0]!r} in {place}, found: {', '.join(present) or 'none'}")
     return [client.get_collection(name, embedding_function=None) for name in names or present]
 
 
@@ -110,10 +111,16 @@ def add_nodes(index: "VectorStoreIndex", nodes: "Sequence[BaseNode]") -> None:
         index.insert_nodes(list(nodes[first : first + _BATCH]))
 
 
-def _client(folder: Path) -> "ClientAPI":
+def _client(place: Path | str) -> "ClientAPI":
+    """Of a folder, or of the server at a URL."""
     try:
         import chromadb
         from chromadb.config import Settings
     except ImportError as error:
         raise MissingExtraError(str(error.name)) from error
-    return chromadb.PersistentClient(str(folder.absolute()), settings=Settings(anonymized_telemetry=False))
+    settings = Settings(anonymized_telemetry=False)
+    if isinstance(place, Path):
+        return chromadb.PersistentClient(str(place.absolute()), settings=settings)
+    url = urlsplit(place)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return chromadb.HttpClient(url.hostname or "", port, ssl=url.scheme == "https", settings=settings)

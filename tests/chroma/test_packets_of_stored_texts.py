@@ -1,13 +1,11 @@
 """What Chroma keeps of a text and of its metadata, as far as packets depend on it."""
 
-from collections.abc import Iterator
-
+import chromadb
 import pytest
 
-chromadb = pytest.importorskip("chromadb")
-
-from kvrag.engine import PacketEngine  # noqa: E402
-from tests.conftest import CHUNKS  # noqa: E402
+from kvrag.engine import PacketEngine
+from tests.chroma.conftest import cached, documents, tokens
+from tests.conftest import CHUNKS
 
 AWKWARD = (
     "  leading and trailing white space, longer than thirty-two characters \t\n ",
@@ -19,28 +17,8 @@ AWKWARD = (
 VECTOR = [0.0, 1.0]
 
 
-@pytest.fixture
-def collection(tmp_path) -> Iterator:
-    client = chromadb.PersistentClient(str(tmp_path / "chroma"), chromadb.Settings(anonymized_telemetry=False))
-    yield client.create_collection("chunks", embedding_function=None)
-    client.delete_collection("chunks")
-
-
-@pytest.fixture
-def packets(new_engine) -> PacketEngine:
-    return new_engine(computed_bytes=0)
-
-
 def document(collection, name: str) -> str:
     return collection.get(ids=[name])["documents"][0]
-
-
-def cached(engine: PacketEngine, text: str) -> int:
-    return engine.generate(f"Read: {text}\nWell?", max_new_tokens=1).usage.cached_tokens
-
-
-def tokens(engine: PacketEngine, text: str) -> int:
-    return len(engine.model.tokenizer.encode(text.strip(), literal=True))
 
 
 @pytest.mark.parametrize("text", AWKWARD)
@@ -97,11 +75,49 @@ def test_deleting_an_entry_leaves_the_packet_for_other_entries_of_the_same_text(
     assert packets.store.stat().packets == 1  # nobody deletes packets because an entry went
 
 
-def test_a_reopened_collection_and_a_reopened_store_still_belong_together(collection, packets, new_engine, tmp_path):
+@pytest.mark.parametrize("change", ["add", "upsert", "update", "delete"])
+def test_whatever_happens_to_entries_every_text_has_its_packet_and_no_other(collection, packets, gc, change: str):
+    """An application that builds what it stores, and sweeps: the collection's texts decide, nothing else."""
+    old, new = list(CHUNKS[:3]), list(CHUNKS[2:5])
+    packets.build(old, progress=False)
+    collection.add(ids=["a", "b", "c"], documents=old, embeddings=[VECTOR] * 3, metadatas=[{"page": 1}] * 3)
+    entries = {"ids": ["b", "c", "d"], "documents": new, "embeddings": [VECTOR] * 3}
+    if change == "delete":
+        collection.delete(ids=["b"])
+    else:
+        packets.build(new, progress=False)
+        getattr(collection, change)(**entries)
+    remaining = documents(collection)
+    expected = {
+        "add": [*old, new[2]],  # what has the id already is left alone
+        "upsert": [old[0], *new],
+        "update": [old[0], *new[:2]],  # what has no such id is not added
+        "delete": [old[0], old[2]],
+    }
+    assert sorted(remaining) == sorted(expected[change])
+    before = packets.store.stat().packets
+    told = gc()
+    assert len(told["removed"]) == before - len(set(remaining))
+    for text in remaining:
+        assert cached(packets, text) == tokens(packets, text)
+    for text in {*old, *new} - set(remaining):
+        assert cached(packets, text) == 0
+
+
+def test_text_of_an_entry_without_a_document_is_in_no_ones_way(collection, packets, gc):
+    packets.build([CHUNKS[0]], progress=False)
+    collection.add(ids=["a"], embeddings=[VECTOR])
+    collection.add(ids=["b"], documents=[CHUNKS[0]], embeddings=[VECTOR])
+    assert gc()["removed"] == []
+
+
+def test_a_reopened_collection_and_a_reopened_store_still_belong_together(packets, new_engine, tmp_path):
+    settings = chromadb.Settings(anonymized_telemetry=False)
+    client = chromadb.PersistentClient(str(tmp_path / "chroma"), settings)
+    collection = client.create_collection("chunks", embedding_function=None)
     packets.build(CHUNKS[:2], progress=False)
     collection.add(ids=["a", "b"], documents=list(CHUNKS[:2]), embeddings=[VECTOR, VECTOR])
-    client = chromadb.PersistentClient(str(tmp_path / "chroma"), chromadb.Settings(anonymized_telemetry=False))
-    again = client.get_collection("chunks", embedding_function=None)
+    again = chromadb.PersistentClient(str(tmp_path / "chroma"), settings).get_collection("chunks")
     engine = new_engine(computed_bytes=0)
     texts = again.get(ids=["b", "a"])["documents"]  # in the order of the collection, not of the ids asked for
-    assert cached(engine, "\n\n".join(texts)) == tokens(engine, CHUNKS[0]) + tokens(engine, CHUNKS[1])
+    assert cached(engine, "\n\n".join(texts)) == tokens(engine, *CHUNKS[:2])

@@ -159,6 +159,8 @@ def bad_sources(folder: Path) -> dict[str, list]:
         "no UTF-8": ["--texts", folder / "latin"],
         "no Chroma": ["--chroma", folder / "nowhere"],
         "a mistyped Chroma folder": ["--chroma", folder],
+        "no Chroma server": ["--chroma", "http://127.0.0.1:9"],
+        "a server without a name": ["--chroma", "http://"],
         "a broken Chroma folder": ["--chroma", folder / "fake"],
         "a mistyped collection": ["--chroma", good, "--collection", "no such"],
         "no document store": ["--docstore", folder / "nowhere.json"],
