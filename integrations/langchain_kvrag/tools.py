@@ -164,7 +164,7 @@ class CallReader:
         if at == 0 or (at > 0 and form.opening):
             self._calling = True
             text, self._held = self._held[:at], self._held[at:]
-            return text.rstrip()
+            return text
         keep = next((n for n in range(len(form.marker) - 1, 0, -1) if self._held.endswith(form.marker[:n])), 0)
         if not form.opening and (self._begun or keep < len(self._held)):
             keep = 0

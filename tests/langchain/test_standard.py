@@ -1,9 +1,9 @@
 """LangChain's own suites.
 
-The model is `bigrams.py`'s: it calls tools, and makes no sense. What the suites skip has four reasons: the model reads
-text only (images, audio, PDF, Anthropic's blocks); a chat model over an engine is neither configured by environment
-variables nor rebuilt from JSON; nothing is sent over HTTP that could be recorded; and JSON mode needs a model that reads
-in its prompt which keys are wanted, so that `test_structured.py` tests it instead.
+The model is `bigrams.py`'s: it calls tools, and makes no sense. What does not apply is skipped, for four reasons. The
+model reads text only: no images, audio, PDF or blocks of Anthropic's. A chat model over an engine is neither configured
+by environment variables nor rebuilt from JSON. Nothing is sent over HTTP that could be recorded. And JSON mode needs a
+model that reads in its prompt which keys are wanted; `test_structured.py` tests it.
 """
 
 from typing import Any
