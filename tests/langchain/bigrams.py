@@ -1,6 +1,6 @@
 """A Llama whose next token depends on the last one alone, so that its answers are known without training it.
 
-It calls a tool where it may, answers "Hi" where it may not, writes "x" into strings, and of numbers knows 3.
+It calls a tool where it may, answers "Hi" where it may not, writes one word into all strings, and of numbers knows 3.
 """
 
 import torch
@@ -20,17 +20,14 @@ TOOL_TEMPLATE = (
 )
 """ChatML with calls as Qwen2.5 writes them."""
 
-_NEXT = {
-    "\n": (CALL, "H"),  # where a prompt ends
-    CALL: ("H",),
-    "H": ("i",),
-    "i": ("<|im_end|>",),
-    " ": ('"', "3"),
-    '"': ("x",),
-    "x": ('"',),
-    "3": ("}",),
-    "}": ("\n",),
-}
+WORD = "你"
+"""What the model writes into strings: three tokens."""
+
+_TEXTS = (f"\n{CALL}Hi<|im_end|>", f'"{WORD}"', "3}\n", ' "')
+"""Texts that the model writes from wherever it is in them."""
+
+_WEAKLY = ("\nH", " 3")
+"""Where it may not go on in those."""
 
 
 def bigram_model(hf_tokenizer: PreTrainedTokenizerFast, *, template: str = TOOL_TEMPLATE) -> LanguageModel:
@@ -47,12 +44,7 @@ def bigram_model(hf_tokenizer: PreTrainedTokenizerFast, *, template: str = TOOL_
             layer.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight.copy_(torch.eye(size))
         model.lm_head.weight.zero_()
-        for last, following in _NEXT.items():
-            for rank, token in enumerate(following):
-                model.lm_head.weight[_id(tokenizer, token), _id(tokenizer, last)] = 2.0 - rank
+        for weight, text in [*((1.0, text) for text in _WEAKLY), *((2.0, text) for text in _TEXTS)]:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            model.lm_head.weight[ids[1:], ids[:-1]] = weight
     return LanguageModel(model, tokenizer, name="bigrams")
-
-
-def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    (only,) = tokenizer.encode(token, add_special_tokens=False)
-    return only

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from kvrag.engine import PacketEngine
 from kvrag.errors import SettingsError
 from tests.conftest import CHUNKS
+from tests.langchain.bigrams import WORD
 
 QUESTION = f"{CHUNKS[0]}\n\nWhat does it say?"
 
@@ -39,7 +40,7 @@ def writer(tool_engine: PacketEngine) -> ChatKVRag:
 @pytest.mark.parametrize("schema", [Place, PlaceDict, Place.model_json_schema()], ids=["pydantic", "typeddict", "json"])
 async def test_objects_of_every_kind_of_schema(writer: ChatKVRag, schema, method: str):
     model = writer.with_structured_output(schema, method=method)
-    expected = Place(name="x", size=3) if schema is Place else {"name": "x", "size": 3}
+    expected = Place(name=WORD, size=3) if schema is Place else {"name": WORD, "size": 3}
     assert model.invoke(QUESTION) == expected
     assert await model.ainvoke(QUESTION) == expected
     assert list(model.stream(QUESTION))[-1] == expected
@@ -49,7 +50,7 @@ async def test_objects_of_every_kind_of_schema(writer: ChatKVRag, schema, method
 def test_the_message_behind_an_object_tells_its_hits(writer: ChatKVRag, method: str):
     writer.engine.build(CHUNKS[:1], progress=False)
     answer = writer.with_structured_output(Place, method=method, include_raw=True).invoke(QUESTION)
-    assert answer["parsed"] == Place(name="x", size=3)
+    assert answer["parsed"] == Place(name=WORD, size=3)
     assert answer["parsing_error"] is None
     assert isinstance(answer["raw"], AIMessage)
     packet = writer.engine.count_tokens(CHUNKS[0])
@@ -94,7 +95,7 @@ def test_nested_schemas_with_references(writer: ChatKVRag):
         others: list[Place] = Field(min_length=1, max_length=2)
 
     found = writer.with_structured_output(Region).invoke(QUESTION, max_tokens=200)
-    assert found.capital == found.others[0] == Place(name="x", size=3)
+    assert found.capital == found.others[0] == Place(name=WORD, size=3)
 
 
 def test_what_cannot_be_a_schema_is_refused_by_name(writer: ChatKVRag):

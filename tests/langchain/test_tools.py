@@ -17,6 +17,7 @@ from kvrag.engine import PacketEngine
 from kvrag.errors import SettingsError
 from kvrag.model import LanguageModel
 from tests.conftest import CHUNKS
+from tests.langchain.bigrams import WORD
 
 LLAMA = ToolForm("", "", "parameters")
 QWEN = ToolForm()
@@ -59,7 +60,7 @@ async def test_calls_are_the_same_in_every_way_of_asking(caller: ChatKVRag):
     ]
     for answer in answers:
         (call,) = answer.tool_calls
-        assert (call["name"], call["args"]) == ("measure", {"place": "x", "times": 3})
+        assert (call["name"], call["args"]) == ("measure", {"place": WORD, "times": 3})
         assert call["id"].startswith("call_")
         assert answer.content == ""
         assert answer.invalid_tool_calls == []
