@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["GrammarProcessor", "Grammars"]
+__all__ = ["GrammarProcessor", "Grammars", "json_rule"]
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as `json.dumps` writes it: a small model that may add white space can go on doing so for ever."""
