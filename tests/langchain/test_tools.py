@@ -74,12 +74,17 @@ def test_a_model_may_call_where_it_need_not_and_answers_text_where_it_must_not_c
     assert caller.invoke("Ring.").text
 
 
-def test_several_calls_are_numbered_and_can_be_forbidden(caller: ChatKVRag, monkeypatch):
-    monkeypatch.setattr(type(caller.engine.model), "stop_ids", frozenset())  # it goes on as long as it may
-    again = caller.bind_tools([ring], tool_choice="any", parallel_tool_calls=True, max_tokens=200).stream("Ring.")
-    chunks = [chunk for part in again for chunk in part.tool_call_chunks]
+def test_several_calls_are_numbered_and_can_be_forbidden(caller: ChatKVRag):
+    def go_on(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Makes an end of the answer less likely than anything else."""
+        return scores - 5 * torch.isin(torch.arange(scores.shape[1]), torch.tensor([*caller.engine.model.stop_ids]))
+
+    options = {"tool_choice": "any", "logits_processor": [go_on], "max_tokens": 200}
+    several = list(caller.bind_tools([ring], parallel_tool_calls=True, **options).stream("Ring."))
+    chunks = [chunk for part in several for chunk in part.tool_call_chunks]
     assert [chunk["index"] for chunk in chunks] == [*range(len(chunks))]
     assert len(chunks) > 1
+    assert len(caller.bind_tools([ring], **options).invoke("Ring.").tool_calls) == 1
 
 
 def test_a_call_that_was_cut_off_is_text_and_says_so(caller: ChatKVRag):
