@@ -100,7 +100,9 @@ def test_nested_schemas_with_references(writer: ChatKVRag):
 
 def test_what_cannot_be_a_schema_is_refused_by_name(writer: ChatKVRag):
     with pytest.raises(SettingsError, match="strin"):
-        writer.with_structured_output({"title": "x", "type": "strin"}).invoke(QUESTION)
+        writer.with_structured_output(
+            {"title": "x", "type": "object", "properties": {"n": {"type": "strin"}}, "required": ["n"]}
+        ).invoke(QUESTION)
 
 
 def test_sampling_stays_inside_the_schema(chat: ChatKVRag):
