@@ -41,13 +41,16 @@ PROMPT = ChatPromptTemplate.from_messages(
 STOP = " the"
 
 
-def documents_of(question, sections, k):
-    """The section that answers, among others, in an order that does not give it away."""
+def texts_of(question, sections, k):
+    """The section that answers, among others."""
     others = [section for section in sections if section.name != question.source][: k - 1]
-    chosen = [*others, next(section for section in sections if section.name == question.source)]
+    return [section.text for section in [*others, *(s for s in sections if s.name == question.source)]]
+
+
+def retriever_of(texts):
     vectors = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
-    vectors.add_documents([Document(section.text) for section in chosen])
-    return vectors.as_retriever(search_kwargs={"k": k})
+    vectors.add_documents([Document(text) for text in texts])
+    return vectors.as_retriever(search_kwargs={"k": len(texts)})
 
 
 def chain_of(retriever, chat):
@@ -121,7 +124,8 @@ def main() -> None:
     sections, questions = load_sections(), load_questions()[: arguments.questions]
     with tempfile.TemporaryDirectory() as store:
         engine = PacketEngine.from_pretrained("demo", store=store, computed_bytes=0)
-        engine.build(section.text for section in sections)
+        texts = {question: texts_of(question, sections, arguments.documents) for question in questions}
+        engine.build(text for several in texts.values() for text in several)
         chats = {
             "langchain-huggingface": huggingface,
             "kvrag, full-recompute": ChatKVRag(engine=engine, max_tokens=limit, strategy="full-recompute"),
@@ -129,7 +133,7 @@ def main() -> None:
         }
         runs = {name: [] for name in chats}
         for number, question in enumerate([questions[0], *questions]):
-            retriever = documents_of(question, sections, arguments.documents)
+            retriever = retriever_of(texts[question])
             for name in list(chats)[:: 1 if number % 2 else -1]:
                 run = timed(chain_of(retriever, chats[name]), question.question, tokenizer)
                 if number:  # the first question warms up
