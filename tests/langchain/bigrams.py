@@ -20,8 +20,8 @@ TOOL_TEMPLATE = (
 )
 """ChatML with calls as Qwen2.5 writes them."""
 
-WORD = "你"
-"""What the model writes into strings: three tokens."""
+WORD = "你こ"
+"""What the model writes into strings: six tokens, each a byte."""
 
 _TEXTS = (f"\n{CALL}Hi<|im_end|>", f'"{WORD}"', "3}\n", ' "')
 """Texts that the model writes from wherever it is in them."""

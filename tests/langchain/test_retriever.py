@@ -110,7 +110,7 @@ async def test_an_agent_calls_a_retrieving_tool_and_its_packets_are_found(
         found[:] = KVRagRetriever(retriever=collection, engine=tool_engine, k=2).invoke(query)
         return format_docs(found)
 
-    chat = ChatKVRag(engine=tool_engine, max_tokens=80)
+    chat = ChatKVRag(engine=tool_engine, max_tokens=120)
     agent = create_agent(chat, [search])
     state = {"messages": [HumanMessage(QUESTION)]}
     seen: list[AIMessage] = []
@@ -131,7 +131,7 @@ def test_an_agent_answers_with_an_object(tool_engine: PacketEngine):
         coin: str
         coins: int
 
-    agent = create_agent(ChatKVRag(engine=tool_engine, max_tokens=80), response_format=Fare)
+    agent = create_agent(ChatKVRag(engine=tool_engine, max_tokens=120), response_format=Fare)
     assert agent.invoke({"messages": [HumanMessage(QUESTION)]})["structured_response"] == Fare(coin=WORD, coins=3)
 
 

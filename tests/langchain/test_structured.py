@@ -33,7 +33,7 @@ class PlaceDict(TypedDict):
 
 @pytest.fixture
 def writer(tool_engine: PacketEngine) -> ChatKVRag:
-    return ChatKVRag(engine=tool_engine, max_tokens=80)
+    return ChatKVRag(engine=tool_engine, max_tokens=120)
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
@@ -94,7 +94,7 @@ def test_nested_schemas_with_references(writer: ChatKVRag):
         capital: Place
         others: list[Place] = Field(min_length=1, max_length=2)
 
-    found = writer.with_structured_output(Region).invoke(QUESTION, max_tokens=200)
+    found = writer.with_structured_output(Region).invoke(QUESTION, max_tokens=300)
     assert found.capital == found.others[0] == Place(name=WORD, size=3)
 
 

@@ -37,7 +37,7 @@ def ring() -> str:
 
 @pytest.fixture
 def caller(tool_engine: PacketEngine) -> ChatKVRag:
-    return ChatKVRag(engine=tool_engine, max_tokens=120)
+    return ChatKVRag(engine=tool_engine, max_tokens=160)
 
 
 def described(name: str, **properties: str) -> dict:
