@@ -33,10 +33,11 @@ class Sampler:
     def __init__(self, settings: Sampling, prompt_ids: Sequence[int], device: torch.device) -> None:
         self._ids = list(prompt_ids)
         self._greedy = settings.temperature == 0
-        self.takes_highest = self._greedy and settings.repetition_penalty == 1.0
+        self.takes_highest = self._greedy and settings.repetition_penalty == 1.0 and not settings.logits_processor
         self._processors = LogitsProcessorList()
         if settings.repetition_penalty != 1.0:
             self._processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        self._processors.extend(settings.logits_processor)  # before temperature and nucleus, as in transformers
         if not self._greedy:
             if settings.temperature != 1.0:
                 self._processors.append(TemperatureLogitsWarper(settings.temperature))

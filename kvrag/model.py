@@ -27,6 +27,7 @@ from kvrag.tokenizing import ChunkTokenizer
 from kvrag.weights import all_modules, digest_weights, is_linear, switches
 
 if TYPE_CHECKING:
+    from kvrag.grammar import Grammars
     from kvrag.graphs import ForwardGraphs
     from kvrag.recompute import Repair
 
@@ -192,6 +193,17 @@ class LanguageModel:
         """The configuration's end tokens, in its order."""
         ends = self._model.generation_config.eos_token_id
         return [] if ends is None else ends if isinstance(ends, list) else [ends]
+
+    @cached_property
+    def grammars(self) -> "Grammars":
+        """Hold answers to a form; made once, since reading the vocabulary takes a second.
+
+        Raises:
+            ImportError: the package that does it is missing.
+        """
+        from kvrag.grammar import Grammars
+
+        return Grammars(self._chat_tokenizer, self.stop_ids, int(self.config.vocab_size))
 
     @cached_property
     def identity(self) -> Identity:

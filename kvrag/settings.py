@@ -1,6 +1,6 @@
 """What a caller may set for one answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,6 +21,8 @@ class Sampling(BaseModel):
         repetition_penalty: divides the logits of tokens that already occurred; 1 is none.
         seed: makes sampling repeatable; None draws one.
         stop: strings that end the answer; they are not part of it.
+        logits_processor: change scores `[1, vocab]` before a token is picked, given the ids `[1, T]` so far; as those
+            of transformers' `generate`. One that keeps a state serves one answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,7 @@ class Sampling(BaseModel):
     repetition_penalty: float = Field(default=1.0, gt=0.0)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logits_processor: tuple[Callable[[Any, Any], Any], ...] = Field(default=(), exclude=True, repr=False)
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -1,40 +1,80 @@
 """kvrag's answers in LangChain's words."""
 
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
+from uuid import uuid4
 
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, ToolCall
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from kvrag.completion import Completion
+from kvrag.completion import AsyncStream, Completion, Stream
+from langchain_kvrag.tools import CallReader
 
-__all__ = ["PROVIDER", "chat_result", "last_chunk", "text_chunk"]
+__all__ = ["PROVIDER", "achunks", "chat_result", "chunks"]
 
 PROVIDER = "kvrag"
 """What traces and messages call whoever answers."""
 
 
-def chat_result(completion: Completion, model: str) -> ChatResult:
-    """The whole answer of `model`."""
+def chat_result(completion: Completion, model: str, reader: CallReader) -> ChatResult:
+    """The whole answer of `model`, in which `reader` tells text from calls."""
+    parts = [*reader.push(completion.text), *reader.finish()]
     message = AIMessage(
-        content=completion.text,
+        content="".join(part for part in parts if isinstance(part, str)),
+        tool_calls=[part | {"id": _new_id()} for part in parts if not isinstance(part, str)],
         usage_metadata=_usage(completion),
         response_metadata=_metadata(completion, model),
     )
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def text_chunk(piece: str) -> ChatGenerationChunk:
-    """A piece of an answer."""
-    return ChatGenerationChunk(message=AIMessageChunk(content=piece))
+def chunks(stream: Stream, model: str, reader: CallReader) -> Iterator[ChatGenerationChunk]:
+    """A streamed answer of `model`: text as it comes, calls when they are whole, then what is known only at the end."""
+    writer = _ChunkWriter()
+    for piece in stream:
+        yield from writer.write(reader.push(piece))
+    yield from writer.write(reader.finish())
+    assert stream.completion is not None, "whoever iterates closes it"
+    yield _last_chunk(stream.completion, model)
 
 
-def last_chunk(completion: Completion, model: str) -> ChatGenerationChunk:
-    """The end of a streamed answer: no text, and what is known only now.
+async def achunks(stream: AsyncStream, model: str, reader: CallReader) -> AsyncIterator[ChatGenerationChunk]:
+    """As `chunks`, without blocking the event loop."""
+    writer = _ChunkWriter()
+    async for piece in stream:
+        for chunk in writer.write(reader.push(piece)):
+            yield chunk
+    for chunk in writer.write(reader.finish()):
+        yield chunk
+    assert stream.completion is not None, "whoever iterates closes it"
+    yield _last_chunk(stream.completion, model)
 
-    Usage is in this chunk alone, since adding chunks adds up their usage.
-    """
+
+class _ChunkWriter:
+    """Writes parts of one answer as chunks, calls with their number in it."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def write(self, parts: Iterable[str | ToolCall]) -> list[ChatGenerationChunk]:
+        """A chunk of each part."""
+        return [ChatGenerationChunk(message=self._message(part)) for part in parts]
+
+    def _message(self, part: str | ToolCall) -> AIMessageChunk:
+        if isinstance(part, str):
+            return AIMessageChunk(content=part)
+        arguments = json.dumps(part["args"], ensure_ascii=False)
+        call = tool_call_chunk(name=part["name"], args=arguments, id=_new_id(), index=self._calls)
+        self._calls += 1
+        return AIMessageChunk(content="", tool_call_chunks=[call])
+
+
+def _last_chunk(completion: Completion, model: str) -> ChatGenerationChunk:
+    """The end of a streamed answer: no text. Usage is here alone, since adding chunks adds up their usage."""
     message = AIMessageChunk(
         content="",
         usage_metadata=_usage(completion),
@@ -42,6 +82,10 @@ def last_chunk(completion: Completion, model: str) -> ChatGenerationChunk:
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message)
+
+
+def _new_id() -> str:
+    return f"call_{uuid4().hex}"
 
 
 def _usage(completion: Completion) -> UsageMetadata:

@@ -1,30 +1,33 @@
 """The chat model."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, ModelProfile
-from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, ConfigDict, Field, InstanceOf, SecretStr, model_validator
 
-from kvrag.completion import AsyncStream, Stream
 from kvrag.engine import PacketEngine
 from kvrag.errors import EngineError
 from kvrag.model import LanguageModel
 from kvrag.store import PacketStore
 from kvrag.strategies import Strategy, strategy_from_name
-from langchain_kvrag.answers import PROVIDER, chat_result, last_chunk, text_chunk
-from langchain_kvrag.errors import context_overflow
-from langchain_kvrag.messages import read_messages
-from langchain_kvrag.options import call_options, sampling
+from langchain_kvrag.answers import PROVIDER
+from langchain_kvrag.asking import Asked, ask
+from langchain_kvrag.engine_chat import EngineChat
+from langchain_kvrag.options import sampling
+from langchain_kvrag.structured import structured
+from langchain_kvrag.tools import choose_tools
 
 __all__ = ["ChatKVRag"]
 
 
-class ChatKVRag(BaseChatModel):
+class ChatKVRag(EngineChat):
     """A local chat model that attaches the packets of chunks it finds in its prompts, instead of computing them.
 
     Chains, prompts, retrievers and vector stores stay as they are: build packets of the chunks once, with
@@ -146,78 +149,62 @@ class ChatKVRag(BaseChatModel):
             return self.custom_get_token_ids(text)
         return list(self._engine.model.tokenizer.encode(text))
 
-    def _generate(
+    def bind_tools(
         self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, Any] | str | bool | None = None,
+        parallel_tool_calls: bool | None = None,
         **kwargs: Any,
-    ) -> ChatResult:
-        with self._open(messages, stop, kwargs) as stream:
-            return chat_result(stream.result(), self.model)
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """A model that can call these tools; the form of its calls is certain, their sense is the model's affair.
 
-    async def _agenerate(
+        Needs `kvrag[structured]`. Tools are shown by the model's chat template, or described in the system message if
+        that has no place for them.
+
+        Args:
+            tools: functions, classes, LangChain's tools, or OpenAI's descriptions.
+            tool_choice: "auto" (the default), "any" or a tool's name to demand a call, "none" to forbid it.
+            parallel_tool_calls: whether an answer may hold several calls; by default where none is demanded.
+            kwargs: anything else that a call may set.
+
+        Raises:
+            SettingsError: `tool_choice` names another tool.
+        """
+        described = [convert_to_openai_tool(tool) for tool in tools]
+        choose_tools(described, tool_choice)
+        return self.bind(tools=described, tool_choice=tool_choice, parallel_tool_calls=parallel_tool_calls, **kwargs)
+
+    def with_structured_output(
         self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: str = "json_schema",
+        strict: bool | None = None,
         **kwargs: Any,
-    ) -> ChatResult:
-        async with await self._aopen(messages, stop, kwargs) as stream:
-            return chat_result(await stream.result(), self.model)
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A model that answers with objects; needs `kvrag[structured]`.
 
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        with self._open(messages, stop, kwargs) as stream:
-            for piece in stream:
-                chunk = text_chunk(piece)
-                if run_manager:  # core reports tokens itself where it gives none
-                    run_manager.on_llm_new_token(piece, chunk=chunk)
-                yield chunk
-            assert stream.completion is not None, "only this generator closes it"
-            yield last_chunk(stream.completion, self.model)
+        The prompt stays as it is: say in it what the answer should hold. An answer that `max_tokens` cuts off does not
+        parse.
 
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        async with await self._aopen(messages, stop, kwargs) as stream:
-            async for piece in stream:
-                chunk = text_chunk(piece)
-                if run_manager:
-                    await run_manager.on_llm_new_token(piece, chunk=chunk)
-                yield chunk
-            assert stream.completion is not None, "only this generator closes it"
-            yield last_chunk(stream.completion, self.model)
+        Args:
+            schema: a pydantic model, a TypedDict, or a JSON schema with a title.
+            include_raw: answer with the keys raw, parsed and parsing_error.
+            method: "json_schema" and "function_calling" hold the answer to the schema, "json_mode" only to JSON.
+            strict: accepted, and always true.
+            kwargs: anything else that a call may set.
 
-    def _open(self, messages: Sequence[BaseMessage], stop: list[str] | None, call: dict[str, Any]) -> Stream:
-        prompt, options = self._request(messages, stop, call)
-        with context_overflow():
-            return self._engine.stream(prompt, **options)
+        Raises:
+            SettingsError: there is no such method.
+        """
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        return structured(self, schema, method, include_raw=include_raw, **kwargs)
 
-    async def _aopen(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, call: dict[str, Any]
-    ) -> AsyncStream:
-        prompt, options = self._request(messages, stop, call)
-        with context_overflow():
-            return await self._engine.astream(prompt, **options)
-
-    def _request(
-        self, messages: Sequence[BaseMessage], stop: list[str] | None, call: dict[str, Any]
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The engine's arguments."""
-        prompt, documents = read_messages(messages)
-        options = call_options(self.__dict__, stop, call)
-        options["documents"] = [*documents, *options.get("documents", ())]
-        return prompt, options
+    def _ask(self, messages: Sequence[BaseMessage], stop: list[str] | None, call: Mapping[str, Any]) -> Asked:
+        return ask(self._engine, self.__dict__, messages, stop, call)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=self.stop if stop is None else stop, **kwargs)
@@ -225,6 +212,7 @@ class ChatKVRag(BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
+        formed = find_spec("llguidance") is not None
         return ModelProfile(
             max_input_tokens=self._engine.model.max_positions,
             text_inputs=True,
@@ -232,8 +220,8 @@ class ChatKVRag(BaseChatModel):
             audio_inputs=False,
             video_inputs=False,
             text_outputs=True,
-            tool_calling=False,
-            structured_output=False,
+            tool_calling=formed,
+            structured_output=formed,
         )
 
     def __getstate__(self) -> dict[Any, Any]:

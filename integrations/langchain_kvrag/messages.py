@@ -11,7 +11,7 @@ from kvrag.errors import PromptError
 __all__ = ["docs_to_messages", "read_messages"]
 
 _ROLES = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant", ToolMessage: "tool"}
-_BESIDES_TEXT = frozenset({"reasoning", "tool_call", "invalid_tool_call"})
+_BESIDES_TEXT = frozenset({"reasoning", "tool_call", "invalid_tool_call", "tool_use"})
 """Blocks of an AI message that are not part of what it said; tool calls travel in a field of their own."""
 
 _DOCUMENT = "kvrag_document"
@@ -75,8 +75,9 @@ def _text(message: BaseMessage, documents: list[str]) -> str:
             texts.append(block["text"])
             if block.get("extras", {}).get(_DOCUMENT):
                 documents.append(block["text"])
-        elif not (isinstance(message, AIMessage) and block["type"] in _BESIDES_TEXT):
-            found = block["value"].get("type") if block["type"] == "non_standard" else block["type"]
+            continue
+        found = block["value"].get("type") if block["type"] == "non_standard" else block["type"]
+        if not (isinstance(message, AIMessage) and found in _BESIDES_TEXT):
             raise PromptError(
                 f"expected text blocks in a {type(message).__name__}, found one of type {found!r}, which a text model "
                 "cannot read; leave it out"

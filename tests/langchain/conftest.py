@@ -19,6 +19,7 @@ from kvrag.engine import PacketEngine
 from kvrag.model import LanguageModel
 from kvrag.store import PacketStore
 from tests.conftest import CHUNKS, TINY, build_model
+from tests.langchain.bigrams import bigram_model
 
 PROMPT = ChatPromptTemplate.from_messages(
     [("system", "Answer from the context.\n\n{context}"), ("human", "{question}")]
@@ -42,6 +43,19 @@ def engine(shared_engine: PacketEngine) -> Iterator[PacketEngine]:
     yield shared_engine
     for row in list(shared_engine.store.ls()):
         shared_engine.store.remove(row.key)
+
+
+@pytest.fixture(scope="session")
+def tool_engine(hf_tokenizer, tmp_path_factory) -> Iterator[PacketEngine]:
+    """Its model calls tools; it keeps no computed states either."""
+    pytest.importorskip("llguidance")
+    with (
+        PacketStore(tmp_path_factory.mktemp("tools")) as store,
+        PacketEngine(
+            bigram_model(hf_tokenizer), store=store, adapter="none", strategy="no-recompute", computed_bytes=0
+        ) as opened,
+    ):
+        yield opened
 
 
 @pytest.fixture

@@ -118,13 +118,6 @@ def test_a_serialised_chain_describes_the_model_and_cannot_be_loaded(chat: ChatK
         loads(text, allowed_objects="all")
 
 
-def test_tools_and_structured_output_are_not_pretended(chat: ChatKVRag):
-    with pytest.raises(NotImplementedError):
-        chat.bind_tools([])
-    with pytest.raises(NotImplementedError):
-        chat.with_structured_output({"title": "x", "type": "object", "properties": {}})
-
-
 def test_from_pretrained_makes_the_engine(tiny, tmp_path):
     chat = ChatKVRag.from_pretrained(tiny, store=tmp_path / "packets", strategy="no-recompute", max_tokens=3)
     with chat.engine, chat.engine.store:

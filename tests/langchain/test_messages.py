@@ -14,8 +14,13 @@ from langchain_core.messages import (
 )
 from langchain_kvrag import ChatKVRag, docs_to_messages
 from langchain_kvrag.messages import read_messages
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from kvrag.errors import PromptError
+from kvrag.model import LanguageModel
+from tests.conftest import CHAT_TEMPLATE, TINY, build_model
 
 
 def turns(*messages):
@@ -95,3 +100,19 @@ def test_the_model_gets_the_prompt_that_its_template_makes(chat: ChatKVRag, monk
     monkeypatch.setattr(chat.engine.model, "render", lambda messages: seen.extend(messages) or "prompt")
     chat.invoke([("system", "s"), ("human", "a"), ("human", "b")], max_tokens=1)
     assert seen == [{"role": "system", "content": "s"}, {"role": "user", "content": "a\n\nb"}]
+
+
+def test_a_template_that_begins_with_bos_gets_no_second_one(hf_tokenizer, tmp_path):
+    backend = Tokenizer.from_str(hf_tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE
+    )
+    model = LanguageModel(build_model(LlamaConfig(**TINY)), tokenizer)
+    prompt = model.render([{"role": "user", "content": "Hello"}])
+    twice = tokenizer(prompt).input_ids
+    assert twice[:2] == [1, 1]
+    with ChatKVRag.from_pretrained(model, store=tmp_path, adapter="none", max_tokens=1).engine as engine:
+        answer = ChatKVRag(engine=engine, max_tokens=1).invoke("Hello")
+        assert answer.usage_metadata["input_tokens"] == len(twice) - 1
+        assert engine.prepare(prompt).token_ids == twice[1:]

@@ -37,8 +37,10 @@ def test_unknown_and_impossible_settings_are_refused_by_name(engine: PacketEngin
     chat = ChatKVRag(engine=engine)
     with pytest.raises(SettingsError, match="tempreature"):
         chat.invoke(QUESTION, tempreature=0.5)
-    with pytest.raises(SettingsError, match="tools"):
-        chat.bind(tools=[]).invoke(QUESTION)
+    with pytest.raises(SettingsError, match="tool_choice.*'no-such'"):
+        chat.bind_tools([], tool_choice="no-such")
+    with pytest.raises(SettingsError, match="response_format.*'xml'"):
+        chat.invoke(QUESTION, response_format={"type": "xml"})
     with pytest.raises(SettingsError, match="temperature.*-1"):
         ChatKVRag(engine=engine, temperature=-1)
     with pytest.raises(SettingsError, match="no-such"):
@@ -93,7 +95,7 @@ def test_the_profile_tells_the_context_window(engine: PacketEngine):
     profile = ChatKVRag(engine=engine).profile
     assert profile is not None
     assert profile["max_input_tokens"] == engine.model.max_positions
-    assert profile["tool_calling"] is False
+    assert profile["tool_calling"] is profile["structured_output"] is True
 
 
 def test_tokens_are_counted_by_the_models_tokenizer(chat: ChatKVRag, engine: PacketEngine):
