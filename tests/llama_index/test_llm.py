@@ -8,7 +8,13 @@ from itertools import accumulate
 import pytest
 from llama_index.core import PromptTemplate
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
-from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
+from llama_index.core.callbacks import (
+    CallbackManager,
+    CBEventType,
+    EventPayload,
+    LlamaDebugHandler,
+    TokenCountingHandler,
+)
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.llms.custom import CustomLLM
@@ -64,6 +70,28 @@ async def test_a_call_is_one_start_and_one_end(name, llm, recorder):
     assert len(recorder.starts) == len(recorder.ends) == 1
     assert isinstance(recorder.starts[0], LLMChatStartEvent) == ("chat" in name)
     assert recorder.starts[0].model_dict["class_name"] == "KVRagLLM"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+async def test_a_call_that_fails_is_one_start_and_one_end_too(name, engine, recorder, monkeypatch):
+    """LlamaIndex has no end event for calls that fail; its callback manager has one, which carries the exception."""
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    llm = KVRagLLM(engine, max_tokens=6, callback_manager=CallbackManager([debug]))
+    forward, passes = engine.model.forward, []
+
+    def fail_in_the_third_pass(rows):
+        passes.append(rows)
+        if len(passes) == 3:
+            raise RuntimeError("out of memory")
+        return forward(rows)
+
+    monkeypatch.setattr(engine.model, "forward", fail_in_the_third_pass)
+    with pytest.raises(Exception, match="out of memory"):
+        await call(llm, name)
+    assert (len(recorder.starts), len(recorder.ends)) == (1, 0)
+    ((start, end),) = debug.get_event_pairs(CBEventType.LLM)
+    assert "out of memory" in str(end.payload[EventPayload.EXCEPTION])
+    assert text((await call(llm, name))[-1])  # the engine goes on
 
 
 @pytest.mark.parametrize("name", PUBLIC)
