@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chromadb
+import llama_index_kvrag.llm as llm_module
 import pytest
 from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.instrumentation import get_dispatcher
@@ -118,6 +119,24 @@ def passes(engine, monkeypatch) -> list[int]:
 
     monkeypatch.setattr(engine.model, "forward", counted)
     return counts
+
+
+@pytest.fixture
+def say(monkeypatch) -> Callable[..., None]:
+    """Replace the texts of the next answers, one after the other, and nothing else about them."""
+
+    def script(*lines: str) -> None:
+        remaining = list(lines)
+
+        def scripted(respond):
+            return lambda text, completion=None, delta=None: respond(
+                remaining.pop(0) if completion else "", completion, delta
+            )
+
+        for name in ("chat_response", "completion_response"):
+            monkeypatch.setattr(llm_module, name, scripted(getattr(llm_module, name)))
+
+    return script
 
 
 def chunk_nodes(**metadata: Any) -> list[TextNode]:

@@ -1,9 +1,7 @@
 """Agents and tools. A random model calls no tools: what it says is scripted, what it reads and attaches is not."""
 
 import inspect
-from collections.abc import Callable
 
-import llama_index_kvrag.llm as llm_module
 import pytest
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.tools import QueryEngineTool, RetrieverTool
@@ -16,21 +14,6 @@ pytestmark = pytest.mark.filterwarnings(*OF_WORKFLOWS)
 TOP = len(CHUNKS)
 CALL = 'Thought: I need a tool.\nAction: harbour\nAction Input: {"input": "When was it lit?"}'
 ANSWER = "Thought: I can answer without using any more tools.\nAnswer: In 1788."
-
-
-@pytest.fixture
-def say(monkeypatch) -> Callable[..., None]:
-    """Replace the texts of the next answers, one after the other, and nothing else about them."""
-
-    def script(*lines: str) -> None:
-        remaining, respond = list(lines), llm_module.chat_response
-
-        def scripted(text, completion=None, delta=None):
-            return respond(remaining.pop(0) if completion else "", completion, delta)
-
-        monkeypatch.setattr(llm_module, "chat_response", scripted)
-
-    return script
 
 
 def cached(end) -> int:

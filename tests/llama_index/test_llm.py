@@ -19,9 +19,11 @@ from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.llms.custom import CustomLLM
 from llama_index_kvrag import KVRagLLM
+from pydantic import BaseModel
 
 from kvrag.errors import EngineError, PromptError, SettingsError
-from tests.llama_index.conftest import QUESTION
+from tests.conftest import CHUNKS
+from tests.llama_index.conftest import QUESTION, chunk_nodes, packet_tokens
 
 MESSAGES = [ChatMessage(content="Be brief.", role="system"), ChatMessage(content=QUESTION, role="user")]
 PUBLIC = (
@@ -282,3 +284,34 @@ def test_additional_kwargs_stand_between_fields_and_calls(engine):
     llm = KVRagLLM(engine, max_tokens=3, additional_kwargs={"max_tokens": 4})
     assert llm.complete("x").raw["usage"]["completion_tokens"] == 4
     assert llm.complete("x", max_tokens=5).raw["usage"]["completion_tokens"] == 5
+
+
+class Lighthouse(BaseModel):
+    name: str
+    year: int
+
+
+@pytest.mark.parametrize("is_chat_model", [True, False], ids=["chat", "completion"])
+async def test_structured_predict_parses_and_attaches(is_chat_model, engine, recorder, say):
+    llm = KVRagLLM(engine, max_tokens=6, is_chat_model=is_chat_model)
+    say(*['{"name": "Corran Head", "year": 1788}'] * 2, "no JSON")
+    prompt = PromptTemplate("{chunk}\n\nWhich lighthouse is it?")
+    found = llm.structured_predict(Lighthouse, prompt, chunk=CHUNKS[0])
+    assert found == await llm.astructured_predict(Lighthouse, prompt, chunk=CHUNKS[0])
+    assert found == Lighthouse(name="Corran Head", year=1788)
+    assert recorder.cached_tokens == 2 * packet_tokens(engine, chunk_nodes()[:1]) > 0
+    assert len(recorder.starts) == 2
+    with pytest.raises(ValueError, match="Could not extract json string"):
+        llm.structured_predict(Lighthouse, prompt, chunk=CHUNKS[0])
+
+
+def test_tokens_of_a_query_are_counted_as_the_engine_counts_them(engine, index, recorder):
+    counter = TokenCountingHandler(tokenizer=lambda text: [])
+    llm = KVRagLLM(engine, max_tokens=5, callback_manager=CallbackManager([counter]))
+    for streaming in (False, True):
+        response = index.as_query_engine(llm=llm, similarity_top_k=2, streaming=streaming).query(QUESTION)
+        assert str(response)
+    used = [end.response.raw["usage"] for end in recorder.ends]
+    assert counter.prompt_llm_token_count == sum(usage["prompt_tokens"] for usage in used)
+    assert counter.total_llm_token_count == sum(usage["total_tokens"] for usage in used)
+    assert len(counter.llm_token_counts) == 2
