@@ -130,9 +130,11 @@ def test_an_ingestion_cache_hit_builds_nothing_anew(engine, chroma, recorder, mo
     assert recorder.attached_whole(engine, nodes)
 
 
-def test_worker_processes_parse_and_this_one_builds(engine, chroma, recorder):
+async def test_worker_processes_split_and_this_one_builds(engine, chroma, recorder):
+    """Of the two ways to worker processes the asynchronous one forks, which takes no second to import everything."""
     splitter = SentenceSplitter(chunk_size=512, chunk_overlap=0)
-    nodes = IngestionPipeline(transformations=[splitter]).run(documents=documents(), num_workers=2)
+    nodes = await IngestionPipeline(transformations=[splitter]).arun(documents=documents(), num_workers=2)
+    assert len(nodes) == len(CHUNKS)
     vector_store = chroma()
     steps = [KVRagTransform(engine), EMBEDDING]
     IngestionPipeline(transformations=steps, vector_store=vector_store).run(nodes=nodes)
