@@ -1,5 +1,6 @@
 """A LlamaIndex LLM that answers through a packet engine."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from llama_index_kvrag.reference import EngineReference
 from llama_index_kvrag.responses import arespond, chat_response, completion_response, respond
 
 __all__ = ["KVRagLLM"]
+
+logger = logging.getLogger(__name__)
 
 _FRAMEWORK_ONLY = frozenset({"extra_headers", "formatted"})
 """What LlamaIndex itself passes to any LLM: HTTP headers from DocumentContextExtractor, `formatted` to chats."""
@@ -74,6 +77,7 @@ class KVRagLLM(CustomLLM):
 
     _reference: EngineReference = PrivateAttr()
     _template: ModelTemplate = PrivateAttr()
+    _said: bool = PrivateAttr(default=False)
 
     def __init__(self, engine: PacketEngine, **settings: Any) -> None:
         reference = EngineReference(engine, "build KVRagLLM(engine) in the process that answers")
@@ -212,4 +216,19 @@ class KVRagLLM(CustomLLM):
         """What `predict` sends if this is no chat model: LlamaIndex would put a system prompt before the template."""
         if self.completion_to_prompt == self._template.of_completion and self.system_prompt:
             return self.render(self._get_messages(prompt, **prompt_args))
+        self._say_if_unmatched(prompt_args)
         return super()._get_prompt(prompt, **prompt_args)
+
+    def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
+        """What `predict` sends if this is a chat model."""
+        self._say_if_unmatched(prompt_args)
+        return super()._get_messages(prompt, **prompt_args)
+
+    def _say_if_unmatched(self, prompt_args: Mapping[str, Any]) -> None:
+        """`simple_summarize` gives a list, and its repr gets into the prompt, with line feeds as backslash and n."""
+        if not self._said and isinstance(prompt_args.get("context_str"), list):
+            self._said = True
+            logger.warning(
+                "expected the retrieved chunks as a string, found a list, which the prompt will show as Python code: "
+                "chunks of several lines are computed as text, and long ones are cut; use response_mode='compact'"
+            )

@@ -26,7 +26,8 @@ class KVRagTransform(TransformComponent):
     since a chunk without a packet is computed as text.
 
     Args:
-        engine: that builds; it is not pickled, so pipelines run with `num_workers=1`.
+        engine: that builds; it is not pickled. With `num_workers`, split in one pipeline and give its nodes to another
+            that begins here and runs in this process.
         strategy: to build for; by default the engine's.
         progress: show a bar on standard error; by default when that is a terminal.
 
@@ -50,7 +51,9 @@ class KVRagTransform(TransformComponent):
         }
         super().__init__(**fields)
         self._reference = EngineReference(
-            engine, "run the pipeline with num_workers=1; the engine computes several chunks at once in any case"
+            engine,
+            "run the pipeline with num_workers=1, or give the nodes of one that only splits to another one that begins "
+            "with KVRagTransform; the engine computes several chunks at once in any case",
         )
 
     @classmethod

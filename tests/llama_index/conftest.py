@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chromadb
+import llama_index_kvrag.llm as llm_module
 import pytest
 from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.instrumentation import get_dispatcher
@@ -16,6 +17,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionEndEvent,
     LLMCompletionStartEvent,
 )
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.vector_stores.chroma import ChromaVectorStore
 from llama_index_kvrag import KVRagLLM, KVRagTransform
@@ -30,6 +32,10 @@ from tests.conftest import CHUNKS, TINY, build_model
 QUESTION = "When was the lighthouse of Corran Head lit?"
 METADATA: tuple[dict[str, Any], ...] = ({}, {"title": "Customs of Corran Head", "year": 1788})
 EMBEDDING = MockEmbedding(embed_dim=4)
+OF_WORKFLOWS = (
+    "ignore::pydantic.warnings.PydanticDeprecationWarning",  # looks at every attribute of an agent
+    "ignore:is_running called from within a step:DeprecationWarning",
+)
 
 
 class Recorder(BaseEventHandler):
@@ -58,6 +64,11 @@ class Recorder(BaseEventHandler):
     @property
     def cached_tokens(self) -> int:
         return sum(end.response.raw["usage"]["prompt_tokens_details"]["cached_tokens"] for end in self.ends)
+
+    def attached_whole(self, engine: PacketEngine, nodes: Sequence[BaseNode]) -> bool:
+        """Whether the packets of these nodes, once each and no others, were what the answers did not compute."""
+        expected = packet_tokens(engine, nodes)
+        return self.cached_tokens == expected > 0
 
     def clear(self) -> None:
         self._events.clear()
@@ -110,6 +121,24 @@ def passes(engine, monkeypatch) -> list[int]:
     return counts
 
 
+@pytest.fixture
+def say(monkeypatch) -> Callable[..., None]:
+    """Replace the texts of the next answers, one after the other, and nothing else about them."""
+
+    def script(*lines: str) -> None:
+        remaining = list(lines)
+
+        def scripted(respond):
+            return lambda text, completion=None, delta=None: respond(
+                remaining.pop(0) if completion else "", completion, delta
+            )
+
+        for name in ("chat_response", "completion_response"):
+            monkeypatch.setattr(llm_module, name, scripted(getattr(llm_module, name)))
+
+    return script
+
+
 def chunk_nodes(**metadata: Any) -> list[TextNode]:
     return [TextNode(text=chunk, id_=f"n{i}", metadata=dict(metadata)) for i, chunk in enumerate(CHUNKS)]
 
@@ -119,6 +148,11 @@ def packet_tokens(engine: PacketEngine, nodes: Sequence[BaseNode]) -> int:
     texts = [node.get_content(metadata_mode=MetadataMode.LLM) for node in nodes]
     with engine.prefetch(texts) as hold:
         return sum(packet.tokens for packet in hold.packets.values())
+
+
+def memory() -> ChatMemoryBuffer:
+    """LlamaIndex's default one never closes its SQLite connection."""
+    return ChatMemoryBuffer.from_defaults(token_limit=2000, tokenizer_fn=str.split)
 
 
 @pytest.fixture(scope="session")

@@ -2,25 +2,16 @@
 
 import pytest
 from llama_index.core.llms import ChatMessage
-from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.query_engine import CitationQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index_kvrag import KVRagLLM, KVRagTransform
 
 from tests.conftest import CHUNKS
 from tests.llama_index.conftest import METADATA, QUESTION, chunk_nodes, packet_tokens
 
 TOP = len(CHUNKS)
-MODES = ("compact", "refine", "tree_summarize", "accumulate", "compact_accumulate")
-
-
-def memory() -> ChatMemoryBuffer:
-    """LlamaIndex's default one never closes its SQLite connection."""
-    return ChatMemoryBuffer.from_defaults(token_limit=2000, tokenizer_fn=str.split)
-
-
-def attached_whole(recorder, engine, nodes) -> bool:
-    expected = packet_tokens(engine, nodes)
-    return expected > 0 and recorder.cached_tokens == expected
+STREAMED = ("compact", "refine", "tree_summarize")
+MODES = (*STREAMED, "accumulate", "compact_accumulate")  # LlamaIndex does not stream the last two
 
 
 @pytest.mark.parametrize("with_metadata", [0, 1], ids=["plain", "metadata"])
@@ -33,65 +24,54 @@ def test_query_engine_attaches_every_retrieved_chunk(
     llm.is_chat_model = is_chat_model
     query_engine = indices[with_metadata].as_query_engine(llm=llm, response_mode=mode, similarity_top_k=TOP)
     assert query_engine.query(QUESTION).response is not None
-    assert attached_whole(recorder, engine, nodes)
+    assert recorder.attached_whole(engine, nodes)
     assert len(recorder.starts) == (TOP if mode in ("refine", "accumulate") else 1)
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_asynchronous_and_streaming_queries_attach_as_much(mode, engine, llm, index, recorder):
-    expected = packet_tokens(engine, chunk_nodes())
-    response = await index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=TOP).aquery(QUESTION)
-    assert recorder.cached_tokens == expected
-    if mode in ("accumulate", "compact_accumulate"):
-        return  # LlamaIndex does not stream them
+async def test_asynchronous_queries_attach_as_much(mode, engine, llm, index, recorder):
+    query_engine = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=TOP)
+    assert (await query_engine.aquery(QUESTION)).response is not None
+    assert recorder.attached_whole(engine, chunk_nodes())
+
+
+@pytest.mark.parametrize("mode", STREAMED)
+async def test_streaming_queries_attach_as_much_and_answer_the_same(mode, engine, llm, index, recorder):
+    expected = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=TOP).query(QUESTION).response
     recorder.clear()
-    streamed = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=TOP, streaming=True).query(QUESTION)
-    assert "".join(streamed.response_gen) == response.response
-    assert recorder.cached_tokens == expected
+    query_engine = index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=TOP, streaming=True)
+    assert "".join(query_engine.query(QUESTION).response_gen) == expected
+    assert recorder.attached_whole(engine, chunk_nodes())
 
-
-def test_simple_summarize_writes_a_list_into_the_prompt_and_is_computed_as_text(engine, llm, index, recorder):
-    query_engine = index.as_query_engine(llm=llm, response_mode="simple_summarize", similarity_top_k=TOP)
-    answer = query_engine.query(QUESTION).response
-    assert 0 <= recorder.cached_tokens < packet_tokens(engine, chunk_nodes())
-    prompt = llm.render(recorder.starts[0].messages)
-    assert answer == engine.generate(prompt, max_new_tokens=llm.max_tokens).text
-
-
-def test_context_chat_attaches_the_chunks_of_every_turn(engine, llm, index, recorder):
-    chat = index.as_chat_engine(chat_mode="context", llm=llm, similarity_top_k=TOP, memory=memory())
-    chat.chat(QUESTION)
-    assert attached_whole(recorder, engine, chunk_nodes())
     recorder.clear()
-    chat.chat("And who keeps it now?")
-    assert attached_whole(recorder, engine, chunk_nodes())
+    streamed = await query_engine.aquery(QUESTION)
+    assert "".join([piece async for piece in streamed.async_response_gen()]) == expected
+    assert recorder.attached_whole(engine, chunk_nodes())
 
 
-def test_condense_plus_context_chat_attaches_the_chunks_of_every_turn(engine, llm, index, recorder):
-    chat = index.as_chat_engine(chat_mode="condense_plus_context", llm=llm, similarity_top_k=TOP, memory=memory())
-    chat.chat(QUESTION)
-    assert attached_whole(recorder, engine, chunk_nodes())
-    recorder.clear()
-    chat.chat("And who keeps it now?")  # the question is condensed first, in a prompt without chunks
-    assert len(recorder.starts) == 2
-    assert attached_whole(recorder, engine, chunk_nodes())
+@pytest.mark.parametrize("is_chat_model", [True, False], ids=["chat", "completion"])
+async def test_simple_summarize_is_computed_as_text_and_says_so_once(is_chat_model, engine, index, recorder, caplog):
+    """It writes a list into the prompt, where what was a line feed in a chunk is a backslash and a letter."""
+    nodes = [TextNode(text=f"{chunk}\n{chunk}") for chunk in CHUNKS]
+    llm = KVRagLLM(engine, max_tokens=6, is_chat_model=is_chat_model)
+    synthesizer = get_response_synthesizer(llm=llm, response_mode=ResponseMode.SIMPLE_SUMMARIZE)
+    found = [NodeWithScore(node=node) for node in nodes]
+    answer = str(synthesizer.synthesize(QUESTION, found))
+    start = recorder.starts[0]
+    prompt = llm.render(start.messages) if is_chat_model else start.prompt
+    assert answer == engine.generate(prompt, max_new_tokens=6).text
+    await synthesizer.asynthesize(QUESTION, found)
+    streaming = get_response_synthesizer(llm=llm, response_mode=ResponseMode.SIMPLE_SUMMARIZE, streaming=True)
+    assert "".join(streaming.synthesize(QUESTION, found).response_gen) == answer
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("llama_index_kvrag")]
+    assert len(said) == 1
+    assert "response_mode='compact'" in said[0]
 
 
-async def test_streaming_chat_attaches_them_too(engine, llm, index, recorder):
-    chat = index.as_chat_engine(chat_mode="context", llm=llm, similarity_top_k=TOP, memory=memory())
-    streamed = "".join(chat.stream_chat(QUESTION).response_gen)
-    assert attached_whole(recorder, engine, chunk_nodes())
-    recorder.clear()
-    chat.reset()
-    response = await chat.astream_chat(QUESTION)
-    assert "".join([piece async for piece in response.async_response_gen()]) == streamed
-    assert attached_whole(recorder, engine, chunk_nodes())
-
-
-def test_citation_engine_attaches_chunks_that_it_does_not_split(engine, llm, index, recorder):
-    citing = CitationQueryEngine.from_args(index, llm=llm, similarity_top_k=TOP, citation_chunk_size=512)
-    citing.query(QUESTION)
-    assert attached_whole(recorder, engine, chunk_nodes())
+def test_no_other_mode_says_anything(llm, index, caplog):
+    for mode in MODES:
+        index.as_query_engine(llm=llm, response_mode=mode, similarity_top_k=2).query(QUESTION)
+    assert not [record for record in caplog.records if record.name.startswith("llama_index_kvrag")]
 
 
 @pytest.mark.parametrize("with_metadata", [0, 1], ids=["plain", "metadata"])

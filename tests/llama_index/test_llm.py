@@ -6,16 +6,24 @@ import threading
 from itertools import accumulate
 
 import pytest
-from llama_index.core import PromptTemplate
+from llama_index.core import PromptTemplate, Settings
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
-from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler, TokenCountingHandler
+from llama_index.core.callbacks import (
+    CallbackManager,
+    CBEventType,
+    EventPayload,
+    LlamaDebugHandler,
+    TokenCountingHandler,
+)
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.llms import ChatMessage, MessageRole
 from llama_index.core.llms.custom import CustomLLM
 from llama_index_kvrag import KVRagLLM
+from pydantic import BaseModel
 
 from kvrag.errors import EngineError, PromptError, SettingsError
-from tests.llama_index.conftest import QUESTION
+from tests.conftest import CHUNKS
+from tests.llama_index.conftest import QUESTION, chunk_nodes, packet_tokens
 
 MESSAGES = [ChatMessage(content="Be brief.", role="system"), ChatMessage(content=QUESTION, role="user")]
 PUBLIC = (
@@ -64,6 +72,28 @@ async def test_a_call_is_one_start_and_one_end(name, llm, recorder):
     assert len(recorder.starts) == len(recorder.ends) == 1
     assert isinstance(recorder.starts[0], LLMChatStartEvent) == ("chat" in name)
     assert recorder.starts[0].model_dict["class_name"] == "KVRagLLM"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+async def test_a_call_that_fails_is_one_start_and_one_end_too(name, engine, recorder, monkeypatch):
+    """LlamaIndex has no end event for calls that fail; its callback manager has one, which carries the exception."""
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    llm = KVRagLLM(engine, max_tokens=6, callback_manager=CallbackManager([debug]))
+    forward, passes = engine.model.forward, []
+
+    def fail_in_the_third_pass(rows):
+        passes.append(rows)
+        if len(passes) == 3:
+            raise RuntimeError("out of memory")
+        return forward(rows)
+
+    monkeypatch.setattr(engine.model, "forward", fail_in_the_third_pass)
+    with pytest.raises(Exception, match="out of memory"):
+        await call(llm, name)
+    assert (len(recorder.starts), len(recorder.ends)) == (1, 0)
+    ((start, end),) = debug.get_event_pairs(CBEventType.LLM)
+    assert "out of memory" in str(end.payload[EventPayload.EXCEPTION])
+    assert text((await call(llm, name))[-1])  # the engine goes on
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -254,3 +284,34 @@ def test_additional_kwargs_stand_between_fields_and_calls(engine):
     llm = KVRagLLM(engine, max_tokens=3, additional_kwargs={"max_tokens": 4})
     assert llm.complete("x").raw["usage"]["completion_tokens"] == 4
     assert llm.complete("x", max_tokens=5).raw["usage"]["completion_tokens"] == 5
+
+
+class Lighthouse(BaseModel):
+    name: str
+    year: int
+
+
+@pytest.mark.parametrize("is_chat_model", [True, False], ids=["chat", "completion"])
+async def test_structured_predict_parses_and_attaches(is_chat_model, engine, recorder, say):
+    llm = KVRagLLM(engine, max_tokens=6, is_chat_model=is_chat_model)
+    say(*['{"name": "Corran Head", "year": 1788}'] * 2, "no JSON")
+    prompt = PromptTemplate("{chunk}\n\nWhich lighthouse is it?")
+    found = llm.structured_predict(Lighthouse, prompt, chunk=CHUNKS[0])
+    assert found == await llm.astructured_predict(Lighthouse, prompt, chunk=CHUNKS[0])
+    assert found == Lighthouse(name="Corran Head", year=1788)
+    assert recorder.cached_tokens == 2 * packet_tokens(engine, chunk_nodes()[:1]) > 0
+    assert len(recorder.starts) == 2
+    with pytest.raises(ValueError, match="Could not extract json string"):
+        llm.structured_predict(Lighthouse, prompt, chunk=CHUNKS[0])
+
+
+def test_tokens_of_a_query_are_counted_as_the_engine_counts_them(engine, llm, index, recorder, monkeypatch):
+    counter = TokenCountingHandler(tokenizer=lambda text: [])
+    monkeypatch.setattr(Settings, "_callback_manager", CallbackManager([counter]))  # as applications set it
+    for streaming in (False, True):
+        response = index.as_query_engine(llm=llm, similarity_top_k=2, streaming=streaming).query(QUESTION)
+        assert str(response)
+    used = [end.response.raw["usage"] for end in recorder.ends]
+    assert counter.prompt_llm_token_count == sum(usage["prompt_tokens"] for usage in used)
+    assert counter.total_llm_token_count == sum(usage["total_tokens"] for usage in used)
+    assert len(counter.llm_token_counts) == 2

@@ -107,6 +107,41 @@ def test_an_upserted_document_gets_a_packet_of_its_own(engine, chroma, recorder)
         assert len(hold.packets) == len(CHUNKS)
 
 
+def test_a_removed_document_is_neither_retrieved_nor_attached(engine, chroma, recorder):
+    vector_store = chroma()
+    strategy = DocstoreStrategy.UPSERTS_AND_DELETE
+    run = pipeline(engine, vector_store, docstore=SimpleDocumentStore(), docstore_strategy=strategy).run
+    run(documents=documents())
+    assert run(documents=documents()[1:]) == []  # nothing is new
+    ask(engine, vector_store)
+    assert CHUNKS[0] not in recorder.starts[0].messages[-1].content
+    with engine.prefetch([f"title: Chapter {i}\n\n{CHUNKS[i]}" for i in range(1, len(CHUNKS))]) as hold:
+        assert recorder.cached_tokens == sum(packet.tokens for packet in hold.packets.values()) > 0
+    assert packets(engine) == len(CHUNKS)  # garbage, until somebody collects it
+
+
+def test_an_ingestion_cache_hit_builds_nothing_anew(engine, chroma, recorder, monkeypatch):
+    cache = IngestionCache()
+    pipeline(engine, chroma(), cache=cache).run(documents=documents())
+    monkeypatch.setattr(engine, "build", lambda *args, **options: pytest.fail("built again"))
+    vector_store = chroma()
+    nodes = pipeline(engine, vector_store, cache=cache).run(documents=documents())
+    ask(engine, vector_store)
+    assert recorder.attached_whole(engine, nodes)
+
+
+async def test_worker_processes_split_and_this_one_builds(engine, chroma, recorder):
+    """Of the two ways to worker processes the asynchronous one forks, which takes no second to import everything."""
+    splitter = SentenceSplitter(chunk_size=512, chunk_overlap=0)
+    nodes = await IngestionPipeline(transformations=[splitter]).arun(documents=documents(), num_workers=2)
+    assert len(nodes) == len(CHUNKS)
+    vector_store = chroma()
+    steps = [KVRagTransform(engine), EMBEDDING]
+    IngestionPipeline(transformations=steps, vector_store=vector_store).run(nodes=nodes)
+    ask(engine, vector_store)
+    assert recorder.attached_whole(engine, nodes)
+
+
 def test_a_stale_ingestion_cache_builds_nothing_and_answers_stay_right(engine, chroma, recorder):
     cache = IngestionCache()
     vector_store = chroma()
