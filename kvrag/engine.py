@@ -97,7 +97,7 @@ class PacketEngine:
         self.model = model
         self.store = store
         self.namespace = namespace
-        self.strategy = strategy_from_name(strategy)
+        self.strategy = strategy_from_name(strategy).fitted(model.framing)
         self.adapter = open_adapter(adapter, model)
         self._states = ComputedStates(computed_bytes)
         self._stamp = model.state_stamp()
@@ -330,7 +330,7 @@ class PacketEngine:
         self.close()
 
     def _chosen(self, strategy: str | Strategy | None) -> Strategy:
-        return self.strategy if strategy is None else strategy_from_name(strategy)
+        return self.strategy if strategy is None else strategy_from_name(strategy).fitted(self.model.framing)
 
     def _submit(
         self,

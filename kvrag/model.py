@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, attend
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
+from kvrag.framing import Framing
 from kvrag.joined import join_linears
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LanguageModel", "Rows", "convert_gguf"]
 
 _PREFIX = "kvrag_"
+_MESSAGE = "a message of somebody"  # whatever a chat template leaves as it is
 _IMPLEMENTATION_KWARG = "kvrag_implementation"
 _COMPILED_SIZES = 64  # passes of different sizes that torch.compile may see before it gives up
 _SHARE_OF_FREE = 0.4  # of a GPU's memory, for packets; the rest is for activations, lanes and others
@@ -244,7 +246,7 @@ class LanguageModel:
         if not self.has_chat_template:
             lines = [f"{message['role']}: {message['content']}" for message in messages]
             return "\n".join([*lines, "assistant: "])
-        options |= {"tokenize": False, "add_generation_prompt": True}
+        options = {"add_generation_prompt": True, **options, "tokenize": False}
         try:
             return self._chat_tokenizer.apply_chat_template(messages, **options)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
@@ -252,6 +254,13 @@ class LanguageModel:
                 f"expected messages that the chat template of {self.name} accepts, found: {error}; "
                 "many templates want the roles user and assistant in turns, after at most one system message"
             ) from error
+
+    @cached_property
+    def framing(self) -> Framing:
+        """What stands around texts in its prompts."""
+        message = [{"role": "user", "content": _MESSAGE}]
+        opening, _, closing = self.render(message, add_generation_prompt=False).partition(_MESSAGE)
+        return Framing(self.tokenizer, opening, closing if self.has_chat_template else "\n")
 
     def prompt_beginning(self, count: int) -> tuple[int, ...]:
         """The first token ids of a conversation; only few of them, such as BOS, begin every other prompt too."""

@@ -40,7 +40,7 @@ def pack_prompts(
         segments = [*prompt.trunk, TextSegment(prompt.branches[0].ids, 0, 0)]
         segments = strategy.arrange(segments, adapter)
         counts = [_size(segment, recipe if strategy.attaches else None) for segment in segments]
-        starts = strategy.starts(counts)
+        starts = strategy.starts(segments, counts)
         order = 0
         new_span = True
         for segment, start, size in zip(segments[:-1], starts, counts[:-1], strict=False):

@@ -26,6 +26,7 @@ class Prepared:
         chain: digest of what the computed states depend on besides the segments.
         keeps_computed: whether earlier states may be used and new ones kept.
         missed: known texts in it whose packets are not there.
+        score_scale, merge_scale: of its packets, as the strategy has them.
     """
 
     segments: Sequence[Segment]
@@ -35,6 +36,8 @@ class Prepared:
     chain: str
     keeps_computed: bool
     missed: Mapping[PacketKey, str] = field(default_factory=dict)
+    score_scale: float = 1.0
+    merge_scale: float = 1.0
 
     @cached_property
     def tokens(self) -> int:
@@ -137,7 +140,8 @@ def _plan(
     passed: list[object] = []  # kinds, names and positions of the segments that the chain does not cover yet
     for number, (segment, start) in enumerate(zip(prepared.segments, prepared.starts, strict=True)):
         if isinstance(segment, PacketSegment):
-            extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), blocks[segment.key]))
+            packet, scales = prepared.packets[segment.key], (prepared.score_scale, prepared.merge_scale)
+            extents.append(Extent.of_packet(packet, start, len(ids), blocks[segment.key], *scales))
             passed += "packet", segment.key, start
             continue
         if isinstance(segment, SoftSegment):
@@ -155,7 +159,7 @@ def _plan(
         if done < len(own):
             texts.append((chain, own, known, len(ids)))
             if isinstance(segment, SoftSegment):
-                soft.append((len(ids), prepared.soft[segment.name][done:].to(model.device, model.dtype)))
+                soft.append((len(ids), prepared.soft[segment.name][done : len(own)].to(model.device, model.dtype)))
                 ids += [0] * (len(own) - done)
             else:
                 ids += own[done:]

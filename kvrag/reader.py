@@ -98,7 +98,9 @@ class PromptReader:
         soft = dict(self._adapter.embeddings) if self._adapter is not None else {}
         chain = f"{scope.digest}/{strategy!r}"
         unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed)
-        return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))
+        starts = strategy.starts(arranged, [unplaced.length(segment) for segment in arranged])
+        scales = {"score_scale": strategy.score_scale, "merge_scale": strategy.merge_scale}
+        return replace(unplaced, starts=starts, **scales)
 
     def _holds(self, key: PacketKey, scope: Scope, text: str) -> bool:
         """Whether the packet is made of this text's tokens: its key follows from them."""

@@ -31,8 +31,8 @@ class AnswererChoice:
 
     Args:
         engine: to run on, with a store that nobody else uses.
-        backend: "engine" answers one case after the other by the parts that serve; "batched" many in one pass, and is
-            what "auto" takes, unless packets have a codec that makes stored ones differ.
+        backend: "engine" answers one case after the other by the parts that serve; "batched" many in one pass, where a
+            strategy packs, and is what "auto" takes, unless packets have a codec that makes stored ones differ.
         max_new_tokens: of an answer.
 
     Raises:
@@ -41,12 +41,11 @@ class AnswererChoice:
 
     def __init__(self, engine: PacketEngine, backend: str, max_new_tokens: int) -> None:
         check_backend(backend, engine.codec)
-        self._answerer: Answerer
-        if backend == "engine" or engine.codec != "raw":
-            self._answerer = EngineAnswerer(engine, max_new_tokens, room=_ROOM)
-        else:
-            self._answerer = BatchedAnswerer(engine.model, engine.adapter, max_new_tokens)
+        self._engine: Answerer = EngineAnswerer(engine, max_new_tokens, room=_ROOM)
+        self._batched: Answerer = self._engine
+        if backend != "engine" and engine.codec == "raw":
+            self._batched = BatchedAnswerer(engine.model, engine.adapter, max_new_tokens)
 
     def __call__(self, strategy: Strategy) -> Answerer:
-        """The answerer for a strategy."""
-        return self._answerer
+        """The answerer for a strategy; those that do not pack get cases one by one."""
+        return self._batched if strategy.packs else self._engine

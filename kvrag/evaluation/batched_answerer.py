@@ -39,6 +39,7 @@ class BatchedAnswerer:
     ) -> list[Answered]:
         """As `Answerer.answer`."""
         model, adapter = self._model, self._adapter
+        strategy = strategy.fitted(model.framing)
         forced = given or [()] * len(cases)
         trees = [self._tree(case, strategy, tuple(tokens)) for case, tokens in zip(cases, forced, strict=True)]
         rows = pack_prompts(trees, strategy, adapter).to(model.device)

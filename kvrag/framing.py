@@ -1,0 +1,42 @@
+"""What a model expects around texts, as token ids, for strategies that encode chunks between other tokens."""
+
+from dataclasses import dataclass
+
+from kvrag.tokenizing import ChunkTokenizer
+
+__all__ = ["Framing"]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """The tokens that stand around texts in prompts of one model.
+
+    Attributes:
+        tokenizer: of the model.
+        opening: what its chat template writes in front of a user's message, a default system message included.
+        closing: what it writes behind one, before anybody answers.
+    """
+
+    tokenizer: ChunkTokenizer
+    opening: str
+    closing: str
+
+    @property
+    def sink(self) -> int:
+        """The token that prompts begin with, to which rows attend that look for nothing: BOS, or the opening's first.
+
+        A model whose prompts begin with neither has token 0 for it.
+        """
+        if self.tokenizer.bos_id is not None:
+            return self.tokenizer.bos_id
+        return next(iter(self.encode(self.opening)), 0)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text in the middle of a prompt; special tokens are read."""
+        return tuple(self.tokenizer.encode(text))
+
+    def begin(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that opens a prompt, with the BOS that `segment_prompt` puts in front of it."""
+        ids = self.tokenizer.encode(text, at_start=True)
+        bos = self.tokenizer.bos_id
+        return tuple(ids) if bos is None or ids[:1] == [bos] else (bos, *ids)
