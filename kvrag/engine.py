@@ -107,6 +107,7 @@ class PacketEngine:
         pool = model.new_pool(device_memory)
         if pool is not None and model.device.type == "cuda":
             store.pin_memory()
+        self._pool = pool
         self._worker = Worker(model, self._states, pool)
         self._loader = PacketLoader(model, self.adapter, store, self._worker.run, how)
         self._reader = PromptReader(model, store, self.adapter, self._loader)
@@ -300,6 +301,12 @@ class PacketEngine:
     def count_tokens(self, text: str) -> int:
         """Number of those ids."""
         return len(self.token_ids(text))
+
+    def forget_on_device(self, prepared: Prepared) -> None:
+        """Let the packets of a prompt go from the device, so that they come from host memory the next time."""
+        if self._pool is not None:
+            for key in prepared.packets:
+                self._pool.discard(key)
 
     def wait_for_builds(self) -> None:
         """Return when the packets that prompts have asked for so far are built; at once if the policy is "eager"."""

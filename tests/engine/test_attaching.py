@@ -158,8 +158,7 @@ def ape_by_the_paper(is_context, temperature, scale):
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
         scores = query @ key.transpose(2, 3) * scaling
         visible = attention_mask == 0
-        encodes = is_context[:, None] | ~is_context  # rows of packets attend as they were encoded
-        context = is_context & visible & ~is_context[:, None] & encodes
+        context = is_context & visible & ~is_context[:, None]  # rows of packets attend as they were encoded
         own = scores.exp() * (visible & ~context)
         sharp = (scores / temperature).exp() * context
         total = sharp.sum(-1, keepdim=True)
@@ -178,7 +177,7 @@ def test_ape_attends_as_its_paper_says(new_engine, temperature, scale):
     prompt = prompt_of(CHUNKS[:4])
     attached, _ = first_logits(exact, prompt, strategy)
     embeds, positions, mask, is_context = written_out(exact, prompt, strategy)
-    hidden = ~mask[-1] & (torch.arange(len(mask)) < len(mask))  # rows that packets leave out belong to packets too
+    hidden = ~mask[-1]  # rows that packets leave out belong to packets too
     ALL_ATTENTION_FUNCTIONS.register("ape_paper", ape_by_the_paper(is_context | hidden, temperature, scale))
     paper = build_model(LlamaConfig(**TINY), torch.float64)
     paper.set_attn_implementation("ape_paper")
