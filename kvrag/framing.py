@@ -1,10 +1,14 @@
 """What a model expects around texts, as token ids, for strategies that encode chunks between other tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from kvrag.tokenizing import ChunkTokenizer
 
 __all__ = ["Framing"]
+
+_MESSAGE = "a message of somebody"  # whatever a chat template leaves as it is
 
 
 @dataclass(frozen=True)
@@ -13,13 +17,29 @@ class Framing:
 
     Attributes:
         tokenizer: of the model.
-        opening: what its chat template writes in front of a user's message, a default system message included.
-        closing: what it writes behind one, before anybody answers.
+        render: writes a user's message by the model's chat template, before anybody answers.
     """
 
     tokenizer: ChunkTokenizer
-    opening: str
-    closing: str
+    render: Callable[[str], str]
+
+    @cached_property
+    def opening(self) -> str:
+        """What the chat template writes in front of a user's message, a default system message included.
+
+        Raises:
+            PromptError: the template refuses a single message.
+        """
+        return self.render(_MESSAGE).partition(_MESSAGE)[0]
+
+    @cached_property
+    def closing(self) -> str:
+        """What the chat template writes behind a user's message.
+
+        Raises:
+            PromptError: the template refuses a single message.
+        """
+        return self.render(_MESSAGE).partition(_MESSAGE)[2]
 
     @property
     def sink(self) -> int:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["LanguageModel", "Rows", "convert_gguf"]
 
 _PREFIX = "kvrag_"
-_MESSAGE = "a message of somebody"  # whatever a chat template leaves as it is
 _IMPLEMENTATION_KWARG = "kvrag_implementation"
 _COMPILED_SIZES = 64  # passes of different sizes that torch.compile may see before it gives up
 _SHARE_OF_FREE = 0.4  # of a GPU's memory, for packets; the rest is for activations, lanes and others
@@ -239,13 +238,15 @@ class LanguageModel:
     def render(self, messages: Iterable[dict[str, Any]], **options: Any) -> str:
         """The prompt string of a conversation, by the tokenizer's chat template, open for the assistant's answer.
 
+        Options are the template's; `add_generation_prompt=False` leaves the opening of the answer out.
+
         Raises:
             PromptError: the template refuses the messages.
         """
         messages = list(messages)
         if not self.has_chat_template:
             lines = [f"{message['role']}: {message['content']}" for message in messages]
-            return "\n".join([*lines, "assistant: "])
+            return "\n".join([*lines, "assistant: " if options.get("add_generation_prompt", True) else ""])
         options = {"add_generation_prompt": True, **options, "tokenize": False}
         try:
             return self._chat_tokenizer.apply_chat_template(messages, **options)
@@ -258,9 +259,11 @@ class LanguageModel:
     @cached_property
     def framing(self) -> Framing:
         """What stands around texts in its prompts."""
-        message = [{"role": "user", "content": _MESSAGE}]
-        opening, _, closing = self.render(message, add_generation_prompt=False).partition(_MESSAGE)
-        return Framing(self.tokenizer, opening, closing if self.has_chat_template else "\n")
+
+        def render(message: str) -> str:
+            return self.render([{"role": "user", "content": message}], add_generation_prompt=False)
+
+        return Framing(self.tokenizer, render)
 
     def prompt_beginning(self, count: int) -> tuple[int, ...]:
         """The first token ids of a conversation; only few of them, such as BOS, begin every other prompt too."""
