@@ -22,7 +22,7 @@ import torch
 
 from kvrag.evaluation.chart import plot_pareto
 from kvrag.evaluation.costs import MethodRow
-from kvrag.evaluation.report import QualityReport, Setup
+from kvrag.evaluation.report import Setup
 from kvrag.files import replace_file
 
 SETS = [
@@ -72,8 +72,7 @@ def main() -> None:
             save(report, args.out)
     if report["rows"]:
         setup = Setup(**{name: report[name] for name in Setup.__dataclass_fields__})
-        rows: list[Any] = [MethodRow(**row) for row in report["rows"]]
-        plot_pareto(QualityReport(setup, report["seed"], report["max_new_tokens"], rows), args.out.with_suffix(".png"))
+        plot_pareto(setup, [MethodRow(**row) for row in report["rows"]], args.out.with_suffix(".png"))
 
 
 def place(folder: Path, name: str) -> str | None:

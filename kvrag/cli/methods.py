@@ -125,6 +125,7 @@ def methods(
         window = Window(loaded, list(compared.values()), engine.adapter, max_new_tokens)
         answerer = AnswererChoice(engine, "auto", max_new_tokens)
         report = QualityReport(Setup.of(engine), seed, max_new_tokens)
+        drawn: list[MethodRow] = []
         for number, (questions, count) in enumerate(jobs):
             if time.monotonic() >= end:
                 warn(f"no time left for {questions.name} with {count} passages")
@@ -142,12 +143,13 @@ def methods(
                 )
             rows = sorted((MethodRow.of(row, costs[row.method]) for row in scored), key=_worth)
             report.rows += rows
+            drawn += rows
             if out is not None:
                 report.save(out)
             if not as_json:
                 _show(rows)
-        if chart is not None and report.rows:
-            plot_pareto(report, chart)
+        if chart is not None and drawn:
+            plot_pareto(report.setup, drawn, chart)
     if as_json:
         write_json(report.as_json())
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kvrag.errors import KVRagError
 
 if TYPE_CHECKING:
-    from kvrag.evaluation.report import QualityReport, QualityRow
+    from kvrag.evaluation.costs import MethodRow
+    from kvrag.evaluation.report import QualityReport, QualityRow, Setup
 
 __all__ = ["check_plotting", "pareto_front", "plot", "plot_pareto"]
 
@@ -62,13 +63,14 @@ def plot(report: "QualityReport", path: Path) -> None:
     _save(figure, path)
 
 
-def plot_pareto(report: "QualityReport", path: Path) -> None:
+def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None:
     """Write quality against time to first token, a panel a data set, with a line through what nothing else beats.
 
     Quality is F1, or where there are no answers the share of equal first tokens.
 
     Args:
-        report: whose rows are of the kind `MethodRow`; at least one.
+        setup: what the rows were measured on.
+        rows: at least one.
         path: of the image, such as a PNG.
 
     Raises:
@@ -76,7 +78,6 @@ def plot_pareto(report: "QualityReport", path: Path) -> None:
     """
     check_plotting()
     library: Any = import_module("matplotlib.figure")
-    rows: Sequence[Any] = report.rows
     groups = list(dict.fromkeys(_group(row) for row in rows))
     columns = min(3, len(groups))
     height = -(-len(groups) // columns)
@@ -85,7 +86,7 @@ def plot_pareto(report: "QualityReport", path: Path) -> None:
     for panel, group in zip(panels, groups, strict=False):
         of_group = [row for row in rows if _group(row) == group]
         scored = all(row.f1 is not None for row in of_group)
-        values = [row.f1 if scored else 100 * row.first_token_agreement for row in of_group]
+        values = [_known(row.f1) if scored else 100 * row.first_token_agreement for row in of_group]
         points = [(row.ttft_ms, value) for row, value in zip(of_group, values, strict=True)]
         front = pareto_front(points)
         panel.plot(*zip(*front, strict=True), color="0.7", zorder=0)
@@ -100,8 +101,7 @@ def plot_pareto(report: "QualityReport", path: Path) -> None:
         panel.grid(alpha=0.3)
     for panel in panels[len(groups) :]:
         panel.set_visible(False)
-    on = report.setup
-    figure.suptitle(f"{on.model} ({on.dtype} on {on.device}), adapter {on.adapter}, {on.date}")
+    figure.suptitle(f"{setup.model} ({setup.dtype} on {setup.device}), adapter {setup.adapter}, {setup.date}")
     _save(figure, path)
 
 
