@@ -113,10 +113,8 @@ def methods(
         from kvrag.sources import open_model
 
         chosen = find_template(template)
-        jobs = [
-            (load_set(source, limit, seed), n)
-            for source, n in product(dict.fromkeys(data), dict.fromkeys(passages or [4]))
-        ]
+        sets = [load_set(source, limit, seed) for source in dict.fromkeys(data)]
+        jobs = list(product(sets, dict.fromkeys(passages or [4])))
         with Console(stderr=True).status("loading the model"):
             folder = stack.enter_context(TemporaryDirectory(prefix="kvrag-eval-"))
             loaded = open_model(model, device, dtype)
