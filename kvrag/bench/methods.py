@@ -9,6 +9,7 @@ from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.attach import ComputedStates
 from kvrag.bench.prompts import RandomPrompt
 from kvrag.bench.timing import median_ms
+from kvrag.errors import SettingsError
 from kvrag.evaluation.costs import Work
 from kvrag.model import LanguageModel
 from kvrag.packet import Recipe
@@ -68,6 +69,9 @@ def measure_method_times(
         packet: tokens of each.
         question: tokens of the question.
         runs: of each method, besides two that do not count.
+
+    Raises:
+        SettingsError: the prompt does not fit into the model's window.
     """
     by_recipe: dict[Recipe, RandomPrompt] = {}
     prepared: dict[str, Prepared] = {}
@@ -77,6 +81,9 @@ def measure_method_times(
         if recipe not in by_recipe:
             by_recipe[recipe] = RandomPrompt.draw(model, packets * packet, packet, question, recipe)
         prepared[name] = by_recipe[recipe].prepared_by(fitted, adapter)
+    longest = max(prompt.end for prompt in prepared.values())
+    if longest > model.max_positions:
+        raise SettingsError(f"expected at most {model.max_positions} tokens for {model.name}, found {longest}")
     most = max(prompt.nbytes for prompt in by_recipe.values())
     pool = model.new_pool(most + (1 << 20))
     works: dict[str, Work] = {}

@@ -295,13 +295,15 @@ def test_an_engine_does_without_kernels_that_do_not_run(models, tmp_path, monkey
 
 def test_scores_and_merges_of_packets_are_scaled_alike(models, tmp_path):
     """APE's temperature and scale: a merge group of its own in the kernels' work."""
-    found = []
-    for number, model in enumerate(models):
-        with PacketStore(tmp_path / str(number)) as store, open_engine(model, store) as engine:
-            for strategy in ("ape:temperature=0.5:scale=0.6", "ape:temperature=1.0:scale=1.0"):
-                engine.build(CHUNKS, strategy=strategy)
-                plan = plan_lane(model, engine.prepare(PROMPT, strategy=strategy), ComputedStates(0), 1)
-                found.append(model.forward([plan.rows], recorded=False)[0].cpu())
-    torch.testing.assert_close(found[2], found[0], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found[3], found[1], rtol=1e-3, atol=1e-3)
-    assert (found[0] - found[1]).abs().max() > 1e-2
+    plain, by_kernels = models
+    prompt, scaled = "\n".join(CHUNKS[:2]) + "\nAnswer:", "ape:temperature=0.5:scale=0.6:prefix=?"
+
+    def logits(model, strategy):
+        with PacketStore(tmp_path / "store") as store, open_engine(model, store) as engine:
+            engine.build(CHUNKS[:2], strategy=strategy)
+            plan = plan_lane(model, engine.prepare(prompt, strategy=strategy), ComputedStates(0), 1)
+            return model.forward([plan.rows], recorded=False)[0].cpu()
+
+    wanted = logits(plain, scaled)
+    assert (wanted - logits(plain, "ape:temperature=1.0:scale=1.0:prefix=?")).abs().max() > 1e-2
+    torch.testing.assert_close(logits(by_kernels, scaled), wanted, rtol=1e-3, atol=1e-3)
