@@ -55,7 +55,8 @@ def main() -> None:
     common = ["--methods", args.methods]
     report: dict[str, Any] = {"rows": [], "times": []}
     if args.geometry:
-        found = run([*common, "--times-only", "--geometry", args.geometry], end)
+        share = time.monotonic() + args.budget_seconds / (1 + len(sets))
+        found = run([*common, "--times-only", "--geometry", args.geometry], share)
         label = {name: found[name] for name in ("device", "dtype", "date")} if found else {}
         report["times"] = [label | row for row in found.get("rows", [])]
         save(report, args.out)
