@@ -97,7 +97,7 @@ class PacketEngine:
         self.model = model
         self.store = store
         self.namespace = namespace
-        self.strategy = strategy_from_name(strategy)
+        self.strategy = strategy_from_name(strategy).fitted(model.framing)
         self.adapter = open_adapter(adapter, model)
         self._states = ComputedStates(computed_bytes)
         self._stamp = model.state_stamp()
@@ -107,6 +107,7 @@ class PacketEngine:
         pool = model.new_pool(device_memory)
         if pool is not None and model.device.type == "cuda":
             store.pin_memory()
+        self._pool = pool
         self._worker = Worker(model, self._states, pool)
         self._loader = PacketLoader(model, self.adapter, store, self._worker.run, how)
         self._reader = PromptReader(model, store, self.adapter, self._loader)
@@ -301,6 +302,12 @@ class PacketEngine:
         """Number of those ids."""
         return len(self.token_ids(text))
 
+    def forget_on_device(self, prepared: Prepared) -> None:
+        """Let the packets of a prompt go from the device, so that they come from host memory the next time."""
+        if self._pool is not None:
+            for key in prepared.packets:
+                self._pool.discard(key)
+
     def wait_for_builds(self) -> None:
         """Return when the packets that prompts have asked for so far are built; at once if the policy is "eager"."""
         if self._deferred is not None:
@@ -338,7 +345,7 @@ class PacketEngine:
         self.close()
 
     def _chosen(self, strategy: str | Strategy | None) -> Strategy:
-        return self.strategy if strategy is None else strategy_from_name(strategy)
+        return self.strategy if strategy is None else strategy_from_name(strategy).fitted(self.model.framing)
 
     def _submit(
         self,

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, PrivatePass, attend
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
+from kvrag.framing import Framing
 from kvrag.joined import join_linears
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
@@ -252,14 +253,16 @@ class LanguageModel:
     def render(self, messages: Iterable[dict[str, Any]], **options: Any) -> str:
         """The prompt string of a conversation, by the tokenizer's chat template, open for the assistant's answer.
 
+        Options are the template's; `add_generation_prompt=False` leaves the opening of the answer out.
+
         Raises:
             PromptError: the template refuses the messages.
         """
         messages = list(messages)
         if not self.has_chat_template:
             lines = [f"{message['role']}: {message['content']}" for message in messages]
-            return "\n".join([*lines, "assistant: "])
-        options |= {"tokenize": False, "add_generation_prompt": True}
+            return "\n".join([*lines, "assistant: " if options.get("add_generation_prompt", True) else ""])
+        options = {"add_generation_prompt": True, **options, "tokenize": False}
         try:
             return self._chat_tokenizer.apply_chat_template(messages, **options)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
@@ -267,6 +270,15 @@ class LanguageModel:
                 f"expected messages that the chat template of {self.name} accepts, found: {error}; "
                 "many templates want the roles user and assistant in turns, after at most one system message"
             ) from error
+
+    @cached_property
+    def framing(self) -> Framing:
+        """What stands around texts in its prompts."""
+
+        def render(message: str) -> str:
+            return self.render([{"role": "user", "content": message}], add_generation_prompt=False)
+
+        return Framing(self.tokenizer, render)
 
     def prompt_beginning(self, count: int) -> tuple[int, ...]:
         """The first token ids of a conversation; only few of them, such as BOS, begin every other prompt too."""

@@ -62,6 +62,7 @@ class PackedRows:
             fewer branches repeat their last.
         last_rows: `[B, M]` the same as row numbers.
         ends: `[B, M]` position behind each branch's last row.
+        sizes: rows of each prompt with its first branch.
     """
 
     ids: torch.Tensor
@@ -76,6 +77,7 @@ class PackedRows:
     last_reads: torch.Tensor
     last_rows: torch.Tensor
     ends: torch.Tensor
+    sizes: Sequence[int]
 
     def to(self, device: torch.device) -> "PackedRows":
         """The rows on a device."""

@@ -34,13 +34,14 @@ def pack_prompts(
     answers: list[tuple[int, int, int]] = []  # (number among the reads, token, branch)
     last: list[list[int]] = []
     ends: list[list[int]] = []
+    total: list[int] = []
     branches = 0
     recipe = strategy.recipe(adapter)
     for number, prompt in enumerate(prompts):
         segments = [*prompt.trunk, TextSegment(prompt.branches[0].ids, 0, 0)]
         segments = strategy.arrange(segments, adapter)
         counts = [_size(segment, recipe if strategy.attaches else None) for segment in segments]
-        starts = strategy.starts(counts)
+        starts = strategy.starts(segments, counts)
         order = 0
         new_span = True
         for segment, start, size in zip(segments[:-1], starts, counts[:-1], strict=False):
@@ -55,6 +56,7 @@ def pack_prompts(
                 spans.add(number, spans.span(new_span), segment.ids, range(start, start + size), order, 0)
                 new_span = False
             order += size
+        total.append(order + len(prompt.branches[0].ids))
         last.append([])
         ends.append([])
         for branch in prompt.branches:
@@ -68,7 +70,7 @@ def pack_prompts(
             ends[-1].append(starts[-1] + len(branch.ids))
     if sizes is not None:
         _fill_up(spans, reads, answers, sizes)
-    return _packed(spans, reads, answers, last, ends, sizes)
+    return _packed(spans, reads, answers, last, ends, total, sizes)
 
 
 class _Rows:
@@ -174,6 +176,7 @@ def _packed(
     answers: list[tuple[int, int, int]],
     last: list[list[int]],
     ends: list[list[int]],
+    total: list[int],
     sizes: RowSizes | None,
 ) -> PackedRows:
     before = len(spans.ids)
@@ -202,4 +205,5 @@ def _packed(
         last_reads=final - first_read[:, None],
         last_rows=final + before,
         ends=torch.tensor([of_prompt + of_prompt[-1:] * (most - len(of_prompt)) for of_prompt in ends]),
+        sizes=total,
     )

@@ -30,6 +30,7 @@ class Prepared:
         keeps_computed: whether earlier states may be used and new ones kept.
         missed: known texts in it whose packets are not there.
         selection: of the packets' tokens that are computed anew; None attaches packets as they are.
+        score_scale, merge_scale: of its packets, as the strategy has them.
     """
 
     segments: Sequence[Segment]
@@ -40,6 +41,8 @@ class Prepared:
     keeps_computed: bool
     missed: Mapping[PacketKey, str] = field(default_factory=dict)
     selection: Selection | None = None
+    score_scale: float = 1.0
+    merge_scale: float = 1.0
 
     @cached_property
     def tokens(self) -> int:
@@ -155,7 +158,8 @@ def _plan(
     passed: list[object] = []  # kinds, names and positions of the segments that the chain does not cover yet
     for number, (segment, start) in enumerate(zip(prepared.segments, prepared.starts, strict=True)):
         if isinstance(segment, PacketSegment):
-            extents.append(Extent.of_packet(prepared.packets[segment.key], start, len(ids), blocks[segment.key]))
+            packet, scales = prepared.packets[segment.key], (prepared.score_scale, prepared.merge_scale)
+            extents.append(Extent.of_packet(packet, start, len(ids), blocks[segment.key], *scales))
             passed += "packet", segment.key, start
             continue
         if isinstance(segment, SoftSegment):
@@ -173,7 +177,7 @@ def _plan(
         if done < len(own):
             texts.append((chain, own, known, len(ids)))
             if isinstance(segment, SoftSegment):
-                soft.append((len(ids), prepared.soft[segment.name][done:].to(model.device, model.dtype)))
+                soft.append((len(ids), prepared.soft[segment.name][done : len(own)].to(model.device, model.dtype)))
                 ids += [0] * (len(own) - done)
             else:
                 ids += own[done:]

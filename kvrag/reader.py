@@ -16,7 +16,7 @@ from kvrag.prompt import PacketSegment, Segment, segment_prompt
 from kvrag.store import Hold, PacketStore
 from kvrag.strategies import Strategy
 
-__all__ = ["PromptReader"]
+__all__ = ["PromptReader", "place_segments"]
 
 _log = logging.getLogger("kvrag")
 _DOCUMENTS_KEPT = 64
@@ -67,7 +67,8 @@ class PromptReader:
             chunk_ids=lambda key, _: packets[key].token_ids.tolist(),
         )
         missed = {key: known for key, known in texts.items() if key not in packets}
-        prepared = replace(self._place(segments, strategy, scope, packets), missed=missed)
+        chain = f"{scope.digest}/{strategy!r}"
+        prepared = replace(place_segments(segments, strategy, self._adapter, packets, chain), missed=missed)
         return prepared, 1e3 * (time.perf_counter() - done + loading - begin), fetched
 
     def prefetch(self, texts: Iterable[str], scope: Scope) -> Hold:
@@ -84,21 +85,6 @@ class PromptReader:
                 while len(self._documents) > _DOCUMENTS_KEPT:
                     del self._documents[next(iter(self._documents))]
         return self._store.hold(keys)
-
-    def _place(
-        self, segments: Sequence[Segment], strategy: Strategy, scope: Scope, packets: Mapping[PacketKey, Packet]
-    ) -> Prepared:
-        if not strategy.attaches:
-            segments = [s.as_text() if isinstance(s, PacketSegment) else s for s in segments]
-        elif isinstance(segments[-1], PacketSegment):  # a prompt ends in text, and no link comes behind it
-            segments = [*segments[:-1], segments[-1].as_text()]
-        arranged = strategy.arrange(segments, self._adapter)
-        if isinstance(arranged[-1], PacketSegment):  # the first token is sampled from a computed row
-            arranged[-1] = arranged[-1].as_text()
-        soft = dict(self._adapter.embeddings) if self._adapter is not None else {}
-        chain = f"{scope.digest}/{strategy!r}"
-        unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed, selection=strategy.selection)
-        return replace(unplaced, starts=strategy.starts([unplaced.length(segment) for segment in arranged]))
 
     def _holds(self, key: PacketKey, scope: Scope, text: str) -> bool:
         """Whether the packet is made of this text's tokens: its key follows from them."""
@@ -134,3 +120,33 @@ class PromptReader:
                     spans.append((at, end))
                 at = text.find(document, end)
         return spans
+
+
+def place_segments(
+    segments: Sequence[Segment],
+    strategy: Strategy,
+    adapter: Adapter | None,
+    packets: Mapping[PacketKey, Packet],
+    chain: str,
+) -> Prepared:
+    """The segments as a strategy arranges and places them.
+
+    Args:
+        segments: of a prompt, in order.
+        strategy: how to treat its packets.
+        adapter: whose soft tokens may stand between them.
+        packets: of the packet segments.
+        chain: digest of what computed states depend on besides the segments.
+    """
+    if not strategy.attaches:
+        segments = [s.as_text() if isinstance(s, PacketSegment) else s for s in segments]
+    elif isinstance(segments[-1], PacketSegment):  # a prompt ends in text, and no link comes behind it
+        segments = [*segments[:-1], segments[-1].as_text()]
+    arranged = strategy.arrange(segments, adapter)
+    if isinstance(arranged[-1], PacketSegment):  # the first token is sampled from a computed row
+        arranged[-1] = arranged[-1].as_text()
+    soft = dict(adapter.embeddings) if adapter is not None else {}
+    unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed, selection=strategy.selection)
+    starts = strategy.starts(arranged, [unplaced.length(segment) for segment in arranged])
+    scales = {"score_scale": strategy.score_scale, "merge_scale": strategy.merge_scale}
+    return replace(unplaced, starts=starts, **scales)

@@ -81,6 +81,7 @@ class AttentionPass(LanePass):
         super().__init__(lanes, rows)
         device = lanes[0].own(0, 0).device
         turns: dict[int, int] = {}
+        groups = {1.0: 0}  # by merge scale
         items: list[AttentionItem] = []
         self._keys: list[tuple[torch.Tensor, ...]] = []
         self._values: list[tuple[torch.Tensor, ...]] = []
@@ -90,7 +91,8 @@ class AttentionPass(LanePass):
                 seen_from = first + max(0, extent.seen_from - lane.length)
                 if seen_from < first + count:
                     turn = turns.setdefault(extent.turn, len(turns)) if extent.turn else None
-                    items.append(AttentionItem(seen_from, first + count, turn))
+                    group = groups.setdefault(extent.merge_scale, len(groups))
+                    items.append(AttentionItem(seen_from, first + count, turn, None, extent.score_scale, group))
                     self._keys.append(extent.keys)
                     self._values.append(extent.values)
             items.append(AttentionItem(first, first + count, diagonal=lane.length))
@@ -99,7 +101,8 @@ class AttentionPass(LanePass):
             self._values.append(own[:, 1].unbind(0))
             first += count
         cos, sin = rope.angles(list(turns))
-        self._table = AttentionTable(tuple(items), cos.to(device), sin.to(device))
+        scales = tuple(groups), (0.0,) * len(groups)
+        self._table = AttentionTable(tuple(items), cos.to(device), sin.to(device), *scales)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float

@@ -146,6 +146,8 @@ class DevicePass(LanePass):
     def _planned(self, rope: Rope, works: DeviceWorks) -> DeviceWork:
         """Buffers with the work of this pass."""
         turns: dict[int, int] = {0: 0}
+        groups = {1.0: 0}  # by merge scale
+        scales: list[float] = []
         numbers: list[int] = []
         own: list[int] = []
         first = 0
@@ -155,15 +157,18 @@ class DevicePass(LanePass):
                 seen_from = before + extent.seen_from
                 if seen_from < last:
                     turn = turns.setdefault(extent.turn, len(turns))
-                    numbers += (*extent.place, 0, seen_from if seen_from > first else first, last, EVERY, turn)
+                    group = groups.setdefault(extent.merge_scale, len(groups))
+                    numbers += (*extent.place, group, seen_from if seen_from > first else first, last, EVERY, turn)
+                    scales.append(extent.score_scale)
             numbers += (*lane.place(lane.length + count), 0, first, last, lane.length + 1 - first, 0)
+            scales.append(1.0)
             own.append(len(numbers) // len(READER) - 1)
             first = last
         readers = np.fromiter(numbers, np.int64, len(numbers)).reshape(-1, len(READER))
         _count_from(works.anchor, readers)
         places = self._places(readers[own], works.geometry.head_dim)
-        table = AttentionTable((), *rope.angles(list(turns)[1:]))
-        return works.filled(first, readers, np.ones(len(readers), np.float32), table, places)
+        table = AttentionTable((), *rope.angles(list(turns)[1:]), tuple(groups), (0.0,) * len(groups))
+        return works.filled(first, readers, np.asarray(scales, np.float32), table, places)
 
     def _places(self, own: np.ndarray, head_dim: int) -> np.ndarray:
         """`[rows, 4]` where the lanes' next rows go, given the readers `[lanes, 10]` of their own blocks."""

@@ -60,14 +60,21 @@ class Extent:
         block: `[L, 2, H, T, D]`, or what knows where they are.
         turn: positions by which queries turn back to meet these keys; 0 when the keys were rotated where they stand.
         seen_from: the lane's row from which on the extent is visible.
+        score_scale: multiplies the scores of its tokens, besides the softmax scaling.
+        merge_scale: extents of one merge scale are merged by log-sum-exp first, and the result's is multiplied by it
+            before it meets the lane's own rows, whose scale is 1.
     """
 
     block: torch.Tensor | Block
     turn: int
     seen_from: int
+    score_scale: float = 1.0
+    merge_scale: float = 1.0
 
     @classmethod
-    def of_packet(cls, packet: Packet, start: int, seen_from: int, block: torch.Tensor | Block) -> "Extent":
+    def of_packet(
+        cls, packet: Packet, start: int, seen_from: int, block: torch.Tensor | Block, *scales: float
+    ) -> "Extent":
         """The packet placed at position `start`, visible from the lane's row `seen_from` on.
 
         Args:
@@ -75,8 +82,9 @@ class Extent:
             start: in the prompt.
             seen_from: the first row that sees it.
             block: the packet's numbers on the device.
+            scales: score scale and merge scale, if they are not 1.
         """
-        return cls(block, start - packet.offset, seen_from)
+        return cls(block, start - packet.offset, seen_from, *scales)
 
     @property
     def kv(self) -> torch.Tensor:

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from kvrag.evaluation.report import QualityRow
     from kvrag.qa.topics import QuestionSet
 
-__all__ = ["quality"]
+__all__ = ["eval_app", "load_set", "quality", "spread"]
 
-_eval = typer.Typer(help="Measure what reuse costs in quality.")
-app.add_typer(_eval, name="eval")
+eval_app = typer.Typer(help="Measure what reuse costs in quality.")
+app.add_typer(eval_app, name="eval")
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
 
-@_eval.command()
+@eval_app.command()
 def quality(
     data: Annotated[
         list[str], typer.Option("--data", help="A file of questions, or needle or biography. Repeat for several.")
@@ -85,7 +85,7 @@ def quality(
             check_plotting()
         compared = methods_from_names([name.strip() for name in methods.split(",") if name.strip()])
         templates = [find_template(name) for name in dict.fromkeys(template or ["llama-index-compact"])]
-        sets = [_load(source, limit, seed) for source in dict.fromkeys(data)]
+        sets = [load_set(source, limit, seed) for source in dict.fromkeys(data)]
         with Console(stderr=True).status("loading the model"):
             folder = stack.enter_context(TemporaryDirectory(prefix="kvrag-eval-"))
             loaded = open_model(model, device, dtype)
@@ -112,7 +112,7 @@ def quality(
         write_json(report.as_json())
 
 
-def _load(source: str, limit: int, seed: int) -> "QuestionSet":
+def load_set(source: str, limit: int, seed: int) -> "QuestionSet":
     """The questions of a file, or generated ones."""
     from kvrag.qa.files import load_questions
     from kvrag.qa.generated import EVALUATION_SETS, TRAINING_DOMAINS, generate_questions
@@ -135,9 +135,9 @@ def _show(rows: "list[QualityRow]") -> None:
     for row in rows:
         table.add_row(
             row.method,
-            _spread(row.f1, row.f1_low, row.f1_high, ".1f"),
+            spread(row.f1, row.f1_low, row.f1_high, ".1f"),
             "-" if row.em is None else f"{row.em:.1f}",
-            _spread(row.gap_closed, row.gap_low, row.gap_high, ".2f"),
+            spread(row.gap_closed, row.gap_low, row.gap_high, ".2f"),
             f"{row.kl:.4f}",
             f"{row.first_token_agreement:.1%}",
             f"{row.computed_tokens:.0f} of {row.prompt_tokens:.0f}",
@@ -147,5 +147,6 @@ def _show(rows: "list[QualityRow]") -> None:
     out.print(table, "")
 
 
-def _spread(value: float | None, low: float | None, high: float | None, form: str) -> str:
+def spread(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """A value with its interval in brackets."""
     return "-" if value is None else f"{value:{form}} ({low:{form}}-{high:{form}})"

@@ -32,7 +32,7 @@ class AnswererChoice:
     Args:
         engine: to run on, with a store that nobody else uses.
         backend: "engine" answers one case after the other by the parts that serve; "batched" many in one pass, where a
-            strategy only attaches, and is what "auto" takes, unless packets have a codec that makes stored ones differ.
+            strategy packs, and is what "auto" takes, unless packets have a codec that makes stored ones differ.
         max_new_tokens: of an answer.
 
     Raises:
@@ -47,5 +47,5 @@ class AnswererChoice:
             self._batched = BatchedAnswerer(engine.model, engine.adapter, max_new_tokens)
 
     def __call__(self, strategy: Strategy) -> Answerer:
-        """The answerer for a strategy; those that recompute tokens of packets get cases one by one."""
-        return self._batched if strategy.selection is None else self._engine
+        """The answerer for a strategy; those that do not pack get cases one by one."""
+        return self._batched if strategy.packs else self._engine

@@ -39,6 +39,7 @@ class BatchedAnswerer:
     ) -> list[Answered]:
         """As `Answerer.answer`."""
         model, adapter = self._model, self._adapter
+        strategy = strategy.fitted(model.framing)
         forced = given or [()] * len(cases)
         trees = [self._tree(case, strategy, tuple(tokens)) for case, tokens in zip(cases, forced, strict=True)]
         rows = pack_prompts(trees, strategy, adapter).to(model.device)
@@ -51,7 +52,7 @@ class BatchedAnswerer:
         answers: list[Answered] = []
         for number, tree in enumerate(trees):
             (own,) = found.tokens[number]
-            total = int(rows.ends[number, 0])
+            total = rows.sizes[number]
             computed = int(rows.last_reads[number, 0]) + 1 if strategy.attaches else total
             logits = predicted[number] if predicted is not None else found.logits[: len(own), number, 0]
             answers.append(Answered(tuple(own), self._text(tree, own), logits, total, computed))

@@ -78,7 +78,8 @@ class Window:
         self._limit = model.max_positions
         self._answer = answer
         links = 0 if adapter is None else len(adapter.soft("link"))
-        wrapping = max((strategy.recipe(adapter).extra_tokens for strategy in strategies), default=0)
+        recipes = [strategy.fitted(model.framing).recipe(adapter) for strategy in strategies]
+        wrapping = max((recipe.extra_tokens for recipe in recipes), default=0)
         self._per_passage = max(wrapping, 0) + links + 2 * _SEAM
 
     def rows(self, prompt: str, spans: Sequence[tuple[int, int]]) -> int:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from kvrag.errors import KVRagError
 
 if TYPE_CHECKING:
-    from kvrag.evaluation.report import QualityReport, QualityRow
+    from kvrag.evaluation.costs import MethodRow
+    from kvrag.evaluation.report import QualityReport, QualityRow, Setup
 
-__all__ = ["check_plotting", "plot"]
+__all__ = ["check_plotting", "pareto_front", "plot", "plot_pareto"]
 
 _WIDTH = 0.8  # of a group of bars, 1 from group to group
 
@@ -59,6 +60,61 @@ def plot(report: "QualityReport", path: Path) -> None:
     on = report.setup
     above.set_title(f"{on.model} ({on.dtype} on {on.device}), adapter {on.adapter}, {on.date}", loc="left")
     figure.legend(loc="outside lower center", ncols=min(4, len(methods)))
+    _save(figure, path)
+
+
+def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None:
+    """Write quality against time to first token, a panel a data set, with a line through what nothing else beats.
+
+    Quality is F1, or where there are no answers the share of equal first tokens.
+
+    Args:
+        setup: what the rows were measured on.
+        rows: at least one.
+        path: of the image, such as a PNG.
+
+    Raises:
+        KVRagError: matplotlib is not installed, or does not write such a format.
+    """
+    check_plotting()
+    library: Any = import_module("matplotlib.figure")
+    groups = list(dict.fromkeys(_group(row) for row in rows))
+    columns = min(3, len(groups))
+    height = -(-len(groups) // columns)
+    figure = library.Figure(figsize=(1 + 6 * columns, 0.5 + 5 * height), layout="constrained")
+    panels = figure.subplots(height, columns, squeeze=False).flatten()
+    for panel, group in zip(panels, groups, strict=False):
+        of_group = [row for row in rows if _group(row) == group]
+        scored = all(row.f1 is not None for row in of_group)
+        values = [_known(row.f1) if scored else 100 * row.first_token_agreement for row in of_group]
+        points = [(row.ttft_ms, value) for row, value in zip(of_group, values, strict=True)]
+        front = pareto_front(points)
+        panel.plot(*zip(*front, strict=True), color="0.7", zorder=0)
+        for row, point in zip(of_group, points, strict=True):
+            error = _errors([row]) if scored else None
+            panel.errorbar(*point, yerr=error, fmt="o", color="C0" if point in front else "C7", capsize=2)
+            panel.annotate(row.method, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        panel.set_xscale("log")
+        panel.set_xlabel("time to first token [ms]")
+        panel.set_ylabel("F1, 95 % interval" if scored else "equal first tokens [%]")
+        panel.set_title(group, fontsize=9)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(groups) :]:
+        panel.set_visible(False)
+    figure.suptitle(f"{setup.model} ({setup.dtype} on {setup.device}), adapter {setup.adapter}, {setup.date}")
+    _save(figure, path)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (cost, worth), those that no other one beats in one and equals in the other, the cheapest first."""
+    front: list[tuple[float, float]] = []
+    for cost, worth in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or worth > front[-1][1]:
+            front.append((cost, worth))
+    return front
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:

@@ -1,5 +1,7 @@
 """Quality of reuse: the same questions, prompts and tokens for every method, scored against full recompute."""
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -90,6 +92,7 @@ def measure(
     *,
     seed: int = 0,
     batch_tokens: int = 16_384,
+    seconds: float = math.inf,
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[QualityRow]:
     """Answer every case by every method and score the answers: a row a method.
@@ -103,10 +106,14 @@ def measure(
         answerer: who answers by a strategy.
         seed: of the resampling.
         batch_tokens: rows of prompts and answers that are kept in memory together.
+        seconds: after which no other batch is begun; rows then count the questions that were answered by all methods.
         advance: hears of every answer.
     """
     found: dict[str, list[Score]] = {name: [] for name in methods}
+    end = time.monotonic() + seconds
     for batch in in_batches(cases.cases, batch_tokens):
+        if any(found.values()) and time.monotonic() >= end:
+            break
         full = answerer(methods[FULL]).answer(batch, methods[FULL])
         given = [answered.token_ids for answered in full]
         for name, strategy in methods.items():
@@ -117,7 +124,8 @@ def measure(
 
 
 def _row(cases: Cases, method: str, found: Mapping[str, Sequence[Score]], seed: int) -> QualityRow:
-    answerable = [number for number, case in enumerate(cases.cases) if case.answers]
+    answered = cases.cases[: len(found[method])]
+    answerable = [number for number, case in enumerate(answered) if case.answers]
     f1 = closed = None
     if answerable:
         f1 = bootstrap_mean([found[method][i].f1 for i in answerable], seed=seed)

@@ -4,9 +4,10 @@ from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from kvrag.adapter import Adapter
+from kvrag.framing import Framing
 from kvrag.packet import Recipe
 from kvrag.prompt import Segment
 from kvrag.recompute import Selection
@@ -44,6 +45,25 @@ class Strategy(ABC):
         """
         return None
 
+    @property
+    def score_scale(self) -> float:
+        """Multiplies the scores of packets' tokens, besides the softmax scaling: an inverse temperature."""
+        return 1.0
+
+    @property
+    def merge_scale(self) -> float:
+        """Multiplies the log-sum-exp over all packets before it meets that over the computed rows."""
+        return 1.0
+
+    @property
+    def packs(self) -> bool:
+        """Whether many prompts can be laid out in one pass of `kvrag.packing`, which attends to all rows alike."""
+        return self.selection is None and self.score_scale == self.merge_scale == 1.0
+
+    def fitted(self, framing: Framing) -> Self:
+        """The strategy for one model: tokens that it was described by are ids now. A fitted one stays as it is."""
+        return self
+
     def recipe(self, adapter: Adapter | None) -> Recipe:
         """How a chunk is built into a packet."""
         return Recipe()
@@ -52,6 +72,6 @@ class Strategy(ABC):
         """The segments to place, soft segments between packets included."""
         return list(segments)
 
-    def starts(self, lengths: Sequence[int]) -> list[int]:
-        """The position at which each segment of `lengths` rows stands."""
+    def starts(self, segments: Sequence[Segment], lengths: Sequence[int]) -> list[int]:
+        """The position at which each of the segments, of `lengths` rows, stands."""
         return [0, *accumulate(lengths)][: len(lengths)]

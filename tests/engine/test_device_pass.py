@@ -19,9 +19,10 @@ pytest.importorskip("triton")
 
 from kvrag_kernels.packet_attention.readers import EVERY
 
-from kvrag.attach import Extent
+from kvrag.attach import ComputedStates, Extent
 from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
 from kvrag.graphs import ForwardGraphs
+from kvrag.plan import plan_lane
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROMPT = "Documents:\n" + "\n\n".join(CHUNKS[:3]) + "\nQuestion: how many goats? Answer:"
@@ -290,3 +291,22 @@ def test_an_engine_does_without_kernels_that_do_not_run(models, tmp_path, monkey
     assert answer(model, tmp_path, max_new_tokens=2).usage.cached_tokens > 0
     assert "no kernel image is available" in caplog.text
     assert model.passes.works is None
+
+
+def test_scores_and_merges_of_packets_are_scaled_alike(models, tmp_path):
+    """APE's temperature and scale: a merge group of its own in the kernels' work."""
+    plain, by_kernels = models
+    prompt, scaled = "\n".join(CHUNKS[:2]) + "\nAnswer:", "ape:temperature=0.5:scale=0.6:prefix=?"
+
+    def logits(model, *strategies):
+        found = []
+        with PacketStore(tmp_path / "store") as store, open_engine(model, store) as engine:
+            for strategy in strategies:
+                engine.build(CHUNKS[:2], strategy=strategy)
+                plan = plan_lane(model, engine.prepare(prompt, strategy=strategy), ComputedStates(0), 1)
+                found.append(model.forward([plan.rows], recorded=False)[0].cpu())
+        return found
+
+    wanted, unscaled = logits(plain, scaled, "ape:temperature=1.0:scale=1.0:prefix=?")
+    assert (wanted - unscaled).abs().max() > 1e-2
+    torch.testing.assert_close(*logits(by_kernels, scaled), wanted, rtol=1e-3, atol=1e-3)
