@@ -81,7 +81,8 @@ def defects(chat):
     question = "Tell me everything that you know about the sea."
     stopped = chat.invoke(question, stop=[STOP])
     seen = {
-        "stop_string_in_answer": STOP in stopped.text,
+        "stop_string": STOP,
+        "answer_to_be_stopped": stopped.text,
         "usage_reported": stopped.usage_metadata is not None,
         "finish_reason": stopped.response_metadata.get("finish_reason"),
     }
