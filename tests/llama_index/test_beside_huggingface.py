@@ -40,11 +40,12 @@ def test_full_recompute_answers_as_it_does(model, hf_tokenizer, index, engine):
     ours = KVRagLLM(engine, max_tokens=8, strategy="full-recompute")
     answers = [
         index.as_query_engine(llm=llm, similarity_top_k=len(CHUNKS), response_mode=mode).query(QUESTION).response
-        for mode in ("compact", "refine")
+        for mode in ("compact", "tree_summarize")  # one call each; refine has answers in its prompts
         for llm in (ours, theirs(model, hf_tokenizer))
     ]
-    assert answers[0] == answers[1]
-    assert answers[2] == answers[3]
+    cut = "\N{REPLACEMENT CHARACTER}"  # bytes of a character that the last token left unfinished; ours leaves them out
+    assert answers[0].rstrip(cut) == answers[1].rstrip(cut) != ""
+    assert answers[2].rstrip(cut) == answers[3].rstrip(cut) != ""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
