@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import torch
 
 from kvrag.bench.timing import median_ms
 from kvrag.builder import Chunk
-from kvrag.errors import KVRagError
-from kvrag.evaluation.chart import check_plotting
 from kvrag.files import replace_file
 from kvrag.loading.loader import PacketLoader
 from kvrag.loading.settings import Loading
 from kvrag.model import LanguageModel
 from kvrag.packet import Identity, Packet, PacketKey, Recipe, Scope
+from kvrag.plotting import new_figure, save_figure
 from kvrag.store import PacketStore
 from kvrag.store.bytes import opened, read_exactly
 
@@ -118,9 +116,7 @@ class LoadBench:
         Raises:
             KVRagError: matplotlib is not installed, or does not write such a format.
         """
-        check_plotting()
-        library: Any = import_module("matplotlib.figure")
-        figure = library.Figure(figsize=(8, 5), layout="constrained")
+        figure = new_figure(8, 5)
         axes = figure.subplots()
         paced = [row for row in self.rows if row.bandwidth_gbps]
         for mode in _MODES:
@@ -135,10 +131,7 @@ class LoadBench:
         axes.grid(alpha=0.3)
         axes.legend()
         axes.set_title(f"{self.model}, {self.dtype} on {self.device}, {self.date}", loc="left")
-        try:
-            figure.savefig(path, dpi=150)
-        except ValueError as error:
-            raise KVRagError(f"expected the name of an image such as chart.png, found {path}: {error}") from error
+        save_figure(figure, path)
 
 
 def measure_loading(

@@ -4,17 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kvrag.bench.bandwidth import Bandwidth
 from kvrag.bench.decoding import DecodeRow
 from kvrag.bench.first_token import FirstTokenRow
-from kvrag.errors import KVRagError
-from kvrag.evaluation.chart import check_plotting
 from kvrag.files import replace_file
 from kvrag.model import LanguageModel
+from kvrag.plotting import new_figure, save_figure
 
 __all__ = ["BenchReport"]
 
@@ -76,9 +74,7 @@ class BenchReport:
         Raises:
             KVRagError: matplotlib is not installed, or does not write such a format.
         """
-        check_plotting()
-        library: Any = import_module("matplotlib.figure")
-        figure = library.Figure(figsize=(8, 6), layout="constrained")
+        figure = new_figure(8, 6)
         axes = figure.subplots()
         for name, points in self._lines().items():
             style = {"linestyle": ":"} if name.startswith("floor") else {"marker": "o"}
@@ -93,10 +89,7 @@ class BenchReport:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=2)
         axes.set_title(f"{self.model}, {self.dtype} on {self.device}, {self.date}", loc="left")
-        try:
-            figure.savefig(path, dpi=150)
-        except ValueError as error:
-            raise KVRagError(f"expected the name of an image such as chart.png, found {path}: {error}") from error
+        save_figure(figure, path)
 
     def _lines(self) -> dict[str, list[tuple[float, float]]]:
         lines: dict[str, list[tuple[float, float]]] = {}

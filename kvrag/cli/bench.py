@@ -185,7 +185,7 @@ def load(
 def _check(chart: Path | None, out: Path | None) -> None:
     """What is wrong shall not cost a measurement."""
     if chart is not None:
-        from kvrag.evaluation.chart import check_plotting
+        from kvrag.plotting import check_plotting
 
         check_plotting()
     check_folders(out, chart)

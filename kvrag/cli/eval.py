@@ -72,9 +72,10 @@ def quality(
         from kvrag.engine import PacketEngine
         from kvrag.evaluation.backends import AnswererChoice, check_backend
         from kvrag.evaluation.cases import Window, make_cases
-        from kvrag.evaluation.chart import check_plotting, plot
+        from kvrag.evaluation.chart import plot
         from kvrag.evaluation.quality import measure, methods_from_names
         from kvrag.evaluation.report import QualityReport, Setup
+        from kvrag.plotting import check_plotting
         from kvrag.progress import progress_bar
         from kvrag.sources import open_model
         from kvrag.store.codecs import codec_from_name

@@ -79,8 +79,8 @@ def methods(
 
     Rows are sorted by F1, or by KL where there are no answers; those of --times-only by time.
     """
-    from kvrag.evaluation.chart import check_plotting
     from kvrag.evaluation.quality import NATURAL, methods_from_names
+    from kvrag.plotting import check_plotting
     from kvrag.strategies import available_strategies
 
     check_folders(out, chart)

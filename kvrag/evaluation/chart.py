@@ -1,34 +1,19 @@
 """Quality as a picture."""
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kvrag.errors import KVRagError
+from kvrag.plotting import new_figure, save_figure
 
 if TYPE_CHECKING:
     from kvrag.evaluation.costs import MethodRow
     from kvrag.evaluation.report import QualityReport, QualityRow, Setup
 
-__all__ = ["check_plotting", "pareto_front", "plot", "plot_pareto"]
+__all__ = ["pareto_front", "plot", "plot_pareto"]
 
 _WIDTH = 0.8  # of a group of bars, 1 from group to group
-
-
-def check_plotting() -> None:
-    """Say what is missing for a chart, before anything is measured.
-
-    Raises:
-        KVRagError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise KVRagError(
-            "expected matplotlib for a chart, found it is not installed; run: pip install 'kvrag[train]', or leave "
-            "--chart out"
-        )
 
 
 def plot(report: "QualityReport", path: Path) -> None:
@@ -41,12 +26,10 @@ def plot(report: "QualityReport", path: Path) -> None:
     Raises:
         KVRagError: matplotlib is not installed, or does not write such a format.
     """
-    check_plotting()
-    library: Any = import_module("matplotlib.figure")  # without pyplot: no window, no state; PNGs are drawn by Agg
     groups = list(dict.fromkeys(_group(row) for row in report.rows))
     methods = list(dict.fromkeys(row.method for row in report.rows))
     width = _WIDTH / len(methods)
-    figure = library.Figure(figsize=(max(8.0, 1.5 + 0.4 * len(groups) * len(methods)), 7), layout="constrained")
+    figure = new_figure(max(8.0, 1.5 + 0.4 * len(groups) * len(methods)), 7)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for number, method in enumerate(methods):
         rows = [row for row in report.rows if row.method == method]
@@ -60,7 +43,7 @@ def plot(report: "QualityReport", path: Path) -> None:
     on = report.setup
     above.set_title(f"{on.model} ({on.dtype} on {on.device}), adapter {on.adapter}, {on.date}", loc="left")
     figure.legend(loc="outside lower center", ncols=min(4, len(methods)))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None:
@@ -76,12 +59,10 @@ def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None
     Raises:
         KVRagError: matplotlib is not installed, or does not write such a format.
     """
-    check_plotting()
-    library: Any = import_module("matplotlib.figure")
     groups = list(dict.fromkeys(_group(row) for row in rows))
     columns = min(3, len(groups))
     height = -(-len(groups) // columns)
-    figure = library.Figure(figsize=(1 + 6 * columns, 0.5 + 5 * height), layout="constrained")
+    figure = new_figure(1 + 6 * columns, 0.5 + 5 * height)
     panels = figure.subplots(height, columns, squeeze=False).flatten()
     for panel, group in zip(panels, groups, strict=False):
         of_group = [row for row in rows if _group(row) == group]
@@ -102,7 +83,7 @@ def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None
     for panel in panels[len(groups) :]:
         panel.set_visible(False)
     figure.suptitle(f"{setup.model} ({setup.dtype} on {setup.device}), adapter {setup.adapter}, {setup.date}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -112,13 +93,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         if not front or worth > front[-1][1]:
             front.append((cost, worth))
     return front
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise KVRagError(f"expected the name of an image such as chart.png, found {path}: {error}") from error
 
 
 def _group(row: "QualityRow") -> str:

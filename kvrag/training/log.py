@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kvrag.errors import TrainingError
+from kvrag.plotting import new_figure, save_figure
 from kvrag.training.checkpoint import write_whole
 
 __all__ = ["RunLog", "plot_log"]
@@ -56,15 +57,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def plot_log(path: Path, picture: Path, title: str) -> None:
     """Draw the losses of a log over its steps."""
-    import matplotlib  # only drawing needs it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines = read_log(path)
     trained = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     aside = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
     if trained:
         axes.plot(*zip(*trained, strict=True), linewidth=0.6, alpha=0.6, label="training")
     if aside:
@@ -72,5 +69,4 @@ def plot_log(path: Path, picture: Path, title: str) -> None:
     axes.set(title=title, xlabel="step", ylabel="loss per answer token (nats)", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, picture)
