@@ -34,7 +34,7 @@ def test_the_shipped_reader_was_trained_for_the_demo_model_as_published():
     assert open_adapter("auto", base) is None
 
 
-@pytest.mark.parametrize("kind", ["reader", "adapter"])
+@pytest.mark.parametrize("kind", ["reader", "adapter-begun", "adapter"])
 def test_logs_of_the_shipped_runs_are_whole(kind):
     told = run(kind)
     lines = [json.loads(line) for line in (LOGS / kind / "log.jsonl").read_text().splitlines()]
