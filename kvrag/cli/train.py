@@ -137,7 +137,7 @@ def reader(
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 16,
     pattern: Annotated[
         Pattern, typer.Option("--pattern", help="How else than with full attention chunks are read in training.")
-    ] = Pattern.kv_packet,
+    ] = Pattern.bare,
     share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the loss, taken with that pattern.")] = 0.5,
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,

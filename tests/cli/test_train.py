@@ -107,7 +107,8 @@ def test_a_run_begins_with_the_result_of_another(train):
 
 
 def test_a_reader_is_trained_and_merged(train):
-    result = train("reader", "--rank", 2, "--json")
+    options = ("--rank", 2, "--pattern", "kv-packet", "--json")
+    result = train("reader", *options)
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
     assert told["path"] == "out/reader"
@@ -116,7 +117,7 @@ def test_a_reader_is_trained_and_merged(train):
         "adapter_model.safetensors",
         "companion.safetensors",
     ]
-    again = train("reader", "--rank", 2, "--json")
+    again = train("reader", *options)
     assert json.loads(again.stdout) == told
     adapter = train("adapter", "--model", "out/merged", "--init", "out/adapter.safetensors", "--out", "adapter")
     assert adapter.exit_code == 0, adapter.stderr
