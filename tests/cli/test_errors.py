@@ -31,7 +31,7 @@ def assert_fails(result, code: int, *parts: str) -> None:
         (["build", "documents", "--chunk-tokens", "5"], "32"),
         (["build", "documents", "--chunk-tokens", "many"], "valid int"),
         (["build", "documents", "--stratgy", "none"], "No such option"),
-        (["build", "documents", "--strategy", "magic"], "expected a strategy out of full-recompute"),
+        (["build", "documents", "--strategy", "magic"], "expected a strategy out of a3, "),
         (["ask"], "QUESTION"),
         (["ask", "why?", "--top-k", "0"], "top-k"),
         (["store"], "Missing command"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvrag.evaluation import chart
+from kvrag import plotting
 from tests.cli.collections_of_files import BELLS, BOXES, BREAD, GOATS, LAMPS
 from tests.cli.test_errors import assert_fails
 
@@ -124,7 +124,7 @@ def test_a_folder_without_questions_is_refused(kvrag, tmp_path):
 
 def test_a_chart_without_matplotlib_names_the_extra(quality, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(chart.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(plotting.importlib.util, "find_spec", lambda name: None)
     assert_fails(quality("--chart", "chart.png"), 1, "pip install 'kvrag[train]'")
 
 
