@@ -139,7 +139,7 @@ async def test_a_batch_is_in_flight_as_a_whole(chat: ChatKVRag, engine: PacketEn
     """More prompts than LangChain has threads for by default."""
     engine.build(CHUNKS, progress=False)
     prompts = [f"{CHUNKS[n % len(CHUNKS)]}\n\nQuestion {n}?" for n in range(24)]
-    alone = [chat.invoke(prompt).text for prompt in prompts[:3]]
+    alone = [chat.invoke(prompt).text for prompt in prompts[: len(CHUNKS)]]  # and all packets are in host memory now
     together: list[int] = []
     forward = engine.model.forward
     monkeypatch.setattr(engine.model, "forward", lambda rows: together.append(len(rows)) or forward(rows))
@@ -147,15 +147,18 @@ async def test_a_batch_is_in_flight_as_a_whole(chat: ChatKVRag, engine: PacketEn
     for ask in (lambda: chat.batch(prompts), lambda: asyncio.run(chat.abatch(prompts))):
         together.clear()
         gate.clear()
-        held = engine._worker.run(gate.wait, 30)  # until all are asked
+        held = engine._worker.run(gate.wait, 120)  # until all are asked
         task = asyncio.create_task(asyncio.to_thread(ask))
-        while engine._worker._inbox.qsize() < len(prompts):
-            await asyncio.sleep(0.01)
-        gate.set()
+        try:
+            async with asyncio.timeout(100):
+                while engine._worker._inbox.qsize() < len(prompts):
+                    await asyncio.sleep(0.01)
+        finally:
+            gate.set()
         answers = await task
         assert held.result()
         assert max(together) == len(prompts)
-        assert [answer.text for answer in answers[:3]] == alone
+        assert [answer.text for answer in answers[: len(alone)]] == alone
         assert all(cache_read(answer) > 0 for answer in answers)
 
 
