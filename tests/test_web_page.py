@@ -38,9 +38,9 @@ def slow(endless, monkeypatch) -> None:
     """Every pass takes 20 ms more, so that an answer takes 2 s or longer."""
     forward = LanguageModel.forward
 
-    def delayed(self: LanguageModel, rows: Sequence[Any]) -> Any:
+    def delayed(self: LanguageModel, rows: Sequence[Any], **options: Any) -> Any:
         time.sleep(0.02)
-        return forward(self, rows)
+        return forward(self, rows, **options)
 
     monkeypatch.setattr(LanguageModel, "forward", delayed)
 

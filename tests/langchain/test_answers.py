@@ -107,7 +107,9 @@ def test_usage_callbacks_count_by_model(chat: ChatKVRag, packet_tokens):
 def test_a_batch_shares_passes_through_the_model(chat: ChatKVRag, engine: PacketEngine, monkeypatch):
     passes: list[int] = []
     forward = engine.model.forward
-    monkeypatch.setattr(engine.model, "forward", lambda rows: passes.append(len(rows)) or forward(rows))
+    monkeypatch.setattr(
+        engine.model, "forward", lambda rows, **options: passes.append(len(rows)) or forward(rows, **options)
+    )
     chat.batch([QUESTION] * 4, {"max_concurrency": 4}, max_tokens=20)
     assert max(passes) > 1
     assert len(passes) < 4 * 20

@@ -29,7 +29,9 @@ def passes(engine: PacketEngine, monkeypatch) -> list[int]:
     """Grows with every pass through the model."""
     counted: list[int] = []
     forward = engine.model.forward
-    monkeypatch.setattr(engine.model, "forward", lambda rows: counted.append(len(rows)) or forward(rows))
+    monkeypatch.setattr(
+        engine.model, "forward", lambda rows, **options: counted.append(len(rows)) or forward(rows, **options)
+    )
     return counted
 
 
@@ -68,7 +70,9 @@ async def test_cancelling_a_task_ends_the_generation(unending: ChatKVRag, passes
 
 async def test_the_event_loop_runs_while_the_model_computes(unending: ChatKVRag, monkeypatch):
     forward = unending.engine.model.forward
-    monkeypatch.setattr(unending.engine.model, "forward", lambda rows: time.sleep(0.02) or forward(rows))
+    monkeypatch.setattr(
+        unending.engine.model, "forward", lambda rows, **options: time.sleep(0.02) or forward(rows, **options)
+    )
     render = unending.engine.model.render
     monkeypatch.setattr(unending.engine.model, "render", lambda messages: time.sleep(0.1) or render(messages))
     for ask in (unending.ainvoke, lambda prompt, **options: _drain(unending.astream(prompt, **options))):

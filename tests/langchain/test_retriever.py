@@ -142,7 +142,9 @@ async def test_a_batch_is_in_flight_as_a_whole(chat: ChatKVRag, engine: PacketEn
     alone = [chat.invoke(prompt).text for prompt in prompts[: len(CHUNKS)]]  # and all packets are in host memory now
     together: list[int] = []
     forward = engine.model.forward
-    monkeypatch.setattr(engine.model, "forward", lambda rows: together.append(len(rows)) or forward(rows))
+    monkeypatch.setattr(
+        engine.model, "forward", lambda rows, **options: together.append(len(rows)) or forward(rows, **options)
+    )
     gate = threading.Event()
     for ask in (lambda: chat.batch(prompts), lambda: asyncio.run(chat.abatch(prompts))):
         together.clear()
@@ -165,7 +167,9 @@ async def test_a_batch_is_in_flight_as_a_whole(chat: ChatKVRag, engine: PacketEn
 def test_a_batch_keeps_to_the_concurrency_asked_for(chat: ChatKVRag, engine: PacketEngine, monkeypatch):
     together: list[int] = []
     forward = engine.model.forward
-    monkeypatch.setattr(engine.model, "forward", lambda rows: together.append(len(rows)) or forward(rows))
+    monkeypatch.setattr(
+        engine.model, "forward", lambda rows, **options: together.append(len(rows)) or forward(rows, **options)
+    )
     assert len(chat.batch(["Hello"] * 6, {"max_concurrency": 2})) == 6
     assert max(together) <= 2
     assert chat.batch([]) == []

@@ -113,9 +113,9 @@ def passes(engine, monkeypatch) -> list[int]:
     counts: list[int] = []
     forward = engine.model.forward
 
-    def counted(rows: Sequence[Any]) -> Any:
+    def counted(rows: Sequence[Any], **options: Any) -> Any:
         counts.append(len(rows))
-        return forward(rows)
+        return forward(rows, **options)
 
     monkeypatch.setattr(engine.model, "forward", counted)
     return counts

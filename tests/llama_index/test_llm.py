@@ -81,11 +81,11 @@ async def test_a_call_that_fails_is_one_start_and_one_end_too(name, engine, reco
     llm = KVRagLLM(engine, max_tokens=6, callback_manager=CallbackManager([debug]))
     forward, passes = engine.model.forward, []
 
-    def fail_in_the_third_pass(rows):
+    def fail_in_the_third_pass(rows, **options):
         passes.append(rows)
         if len(passes) == 3:
             raise RuntimeError("out of memory")
-        return forward(rows)
+        return forward(rows, **options)
 
     monkeypatch.setattr(engine.model, "forward", fail_in_the_third_pass)
     with pytest.raises(Exception, match="out of memory"):
@@ -222,9 +222,9 @@ async def test_cancelling_a_task_ends_its_generation(engine, llm, passes):
 async def test_the_event_loop_runs_while_the_model_computes(name, llm, engine, monkeypatch):
     gate, forward = threading.Event(), engine.model.forward
 
-    def wait_for_the_loop(rows):
+    def wait_for_the_loop(rows, **options):
         assert gate.wait(20), "the event loop is blocked"
-        return forward(rows)
+        return forward(rows, **options)
 
     monkeypatch.setattr(engine.model, "forward", wait_for_the_loop)
 
