@@ -6,6 +6,9 @@ TORCH ?= 2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Tests make thousands of stores durably. In memory, where there is room for them, that waits for no disk.
+ROOM := $(shell df -k /dev/shm 2>/dev/null | awk 'END { if ($$4 > 4000000) print "TMPDIR=/dev/shm" }')
+PYTEST := $(ROOM) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup demo examples test faults test-oldest lint format bench notebooks docs clean
 
@@ -33,10 +36,10 @@ demo: $(READY)
 	$(BIN)/kvrag demo
 
 examples: $(READY)
-	$(BIN)/python -m pytest tests/test_examples.py tests/test_web_page.py
+	$(PYTEST) tests/test_examples.py tests/test_web_page.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 faults: $(READY)
 	KVRAG_FAULTS=long $(BIN)/python -m pytest tests/faults

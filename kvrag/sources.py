@@ -7,7 +7,7 @@ from kvrag.adapter import Adapter
 from kvrag.errors import AdapterError
 from kvrag.model import LanguageModel
 
-__all__ = ["DEMO_MODELS", "open_adapter", "open_model"]
+__all__ = ["DEMO_MODELS", "open_adapter", "open_model", "shipped_adapter"]
 
 DEMO_MODELS = ("demo", "demo-base")
 """Names of the embedded model: with the reader that is shipped for it, and as its makers published it."""
@@ -52,17 +52,21 @@ def open_adapter(adapter: Adapter | str | Path, model: LanguageModel) -> Adapter
     if adapter == "none":
         return None
     if adapter == "auto":
-        shipped = (_fitting(path, model) for path in sorted(_SHIPPED.glob("*.safetensors")))
-        return next((found for found in shipped if found is not None), None)
+        shipped = shipped_adapter(model)
+        return None if shipped is None else Adapter.load(shipped)
     opened = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     opened.check_model(model.identity, model.hidden_size, model.linear_modules)
     return opened
 
 
-def _fitting(path: Path, model: LanguageModel) -> Adapter | None:
-    adapter = Adapter.load(path)
+def shipped_adapter(model: LanguageModel) -> Path | None:
+    """The file of the adapter that is shipped for this model, if any."""
+    return next((path for path in sorted(_SHIPPED.glob("*.safetensors")) if _fits(path, model)), None)
+
+
+def _fits(path: Path, model: LanguageModel) -> bool:
     try:
-        adapter.check_model(model.identity, model.hidden_size, model.linear_modules)
+        Adapter.load(path).check_model(model.identity, model.hidden_size, model.linear_modules)
     except AdapterError:
-        return None
-    return adapter
+        return False
+    return True

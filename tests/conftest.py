@@ -1,10 +1,12 @@
 """Tiny models and tokenizers, made here: nothing is downloaded, and everything runs on two cores."""
 
+import asyncio
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and workers share the cores
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from kvrag.engine import PacketEngine
 from kvrag.model import LanguageModel
 from kvrag.store import PacketStore
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -37,6 +39,15 @@ CHUNKS = (
     "Überfahrt: the night boat crosses in 41 minutes – fog permitting – and carries no more than twelve goats.",
     "The school bell was cast from two sunken anchors, which is why it rings a little flat before rain.",
 )
+
+
+@pytest.fixture(autouse=True)
+def event_loop_of_the_thread() -> Iterator[None]:
+    """A loop for what runs coroutines on the thread's own one, as LlamaIndex does: nobody else would close it."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    loop.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from kvrag.cli.app import app
-from kvrag.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
+from kvrag.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, NamespaceOption
 from kvrag.cli.terminal import quiet, warn
 from kvrag.cli.training_options import (
     AnswersOption,
@@ -19,6 +19,7 @@ from kvrag.cli.training_options import (
     ContextsOption,
     DataOption,
     EvaluateOption,
+    FromOption,
     GraphsOption,
     InitOption,
     MicroOption,
@@ -55,8 +56,10 @@ app.add_typer(_train, name="train")
 
 @_train.command()
 def adapter(
-    data: DataOption,
     out: OutOption,
+    data: DataOption = None,
+    stored: FromOption = None,
+    namespace: NamespaceOption = "default",
     model: ModelOption = "demo",
     soft: Annotated[int, typer.Option("--soft", min=0, max=256, help="Soft tokens on either side of a chunk.")] = 8,
     link: Annotated[int, typer.Option("--link", min=0, max=256, help="Soft tokens computed behind every packet.")] = 0,
@@ -89,10 +92,16 @@ def adapter(
 ) -> None:
     """Teach packets to answer as full recompute does, from the model's own answers.
 
+    With --from the model asks and answers about the chunks of a store, so that packets fit one's own documents better.
+
     Run the same command again to go on with a run that was interrupted. Several GPUs: `accelerate launch -m kvrag train
      adapter ...`.
     """
+    if stored is None and not data:
+        raise SettingsError("expected --data with what to train on, or --from with a store of packets, found neither")
+    of_store = {} if data else {"longer_chunks": 0.0, "metadata": 0.0}  # its chunks are as long as they will be
     settings = _settings(
+        **of_store,
         answers=answers,
         steps=steps,
         contexts=contexts,
@@ -113,7 +122,9 @@ def adapter(
         result = start_training(
             lambda opened: AdapterTask(opened, shape, seed, question_tokens),
             {"shape": shape.model_dump(), "question_tokens": question_tokens},
-            data=data,
+            data=data or [],
+            stored=stored,
+            namespace=namespace,
             templates=template,
             init=init,
             author=author,
@@ -183,7 +194,7 @@ def reader(
         result = start_training(
             lambda opened: ReaderTask(opened, rank, seed, part, shape),
             {"rank": rank, "pattern": pattern.value, "share": part, "shape": shape.model_dump()},
-            data=data,
+            data=data or [],
             templates=template,
             init=init,
             author=author,

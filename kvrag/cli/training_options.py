@@ -12,6 +12,7 @@ __all__ = [
     "ContextsOption",
     "DataOption",
     "EvaluateOption",
+    "FromOption",
     "GraphsOption",
     "InitOption",
     "MicroOption",
@@ -26,11 +27,15 @@ __all__ = [
 ]
 
 DataOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--data",
         help="A file of questions, a folder of texts, a generated domain or a hub data set; =SHARE weighs it. Repeat.",
     ),
+]
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", help="A store whose chunks to learn from; begins with the model's own adapter, if any."),
 ]
 OutOption = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for checkpoint, log and result.")]
 TemplateOption = Annotated[

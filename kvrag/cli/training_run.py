@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvrag.cli.terminal import note, results, write_json
-from kvrag.errors import DataError, SettingsError
+from kvrag.errors import DataError, SettingsError, TrainingError
 
 if TYPE_CHECKING:
     from kvrag.model import LanguageModel
@@ -24,6 +24,8 @@ def start_training(
     describe: dict[str, Any],
     *,
     data: list[str],
+    stored: Path | None = None,
+    namespace: str = "default",
     templates: list[str] | None,
     init: Path | None,
     author: str,
@@ -37,23 +39,32 @@ def start_training(
 ) -> "RunResult | None":
     """Load data and model, train, and return what the main process wrote.
 
-    With `own_answers` the model answers what an author asked about bare texts; otherwise the author does.
+    With `own_answers` the model answers what an author asked about bare texts; otherwise the author does. Chunks of a
+    `stored` namespace are such texts; training on them begins with the adapter that is shipped for the model, unless
+    `init` names another result.
     """
     from accelerate import Accelerator
 
+    from kvrag.cli.folder import packet_store_in
     from kvrag.cli.prompts import find_template, training_templates
     from kvrag.progress import progress_bar
-    from kvrag.sources import open_model
-    from kvrag.training import run_training
+    from kvrag.sources import open_model, shipped_adapter
+    from kvrag.store import PacketStore
+    from kvrag.training import run_training, stored_passages
     from kvrag.training.memory import fitting_rows
 
     if init is not None and not init.exists():
         raise SettingsError(f"expected the result of an earlier run at {init}, found nothing there; correct --init")
-    sets = _told_apart([_load(spec, settings.seed) for spec in data])
+    packets = None if stored is None else packet_store_in(stored)
+    sets = [_load(spec, settings.seed) for spec in data]
     prompts = [find_template(name) for name in templates] if templates else training_templates()
     accelerator = Accelerator(cpu=device == "cpu")
     own = device == "auto" or (device == "cuda" and accelerator.num_processes > 1)
     opened = open_model(model, str(accelerator.device) if own else device, dtype)
+    if packets is not None:
+        with PacketStore(packets) as store:
+            sets.append((stored_passages(store, opened, namespace=namespace, seed=settings.seed), 1.0))
+    sets = _told_apart(sets)
     if any(not len(questions) for questions, _ in sets):
         sets = _with_questions(sets, opened, author, dtype, settings, own_answers=own_answers)
     task = make_task(opened)
@@ -61,6 +72,11 @@ def start_training(
     settings = settings.model_copy(update={"micro_tokens": rows})
     if init is not None:
         task.begin_from(init)
+    elif packets is not None and (shipped := shipped_adapter(opened)) is not None:
+        try:
+            task.begin_from(shipped)
+        except TrainingError:
+            note(f"begins afresh: the adapter that is shipped for {opened.name} has other parts")
     if accelerator.is_main_process:
         told = ", ".join(f"{questions.name} ({len(questions)} questions)" for questions, _ in sets)
         note(f"training on {told} with {len(prompts)} prompts; {opened.name} on {opened.device}")

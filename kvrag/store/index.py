@@ -122,7 +122,7 @@ class Index:
             return sqlite.execute(statement, (remote, key)).fetchone() is None
 
     def row(self, key: PacketKey) -> PacketRow | None:
-        """The packet's row; its `texts` are not counted."""
+        """The packet's row, without what is known of its texts."""
         with self._read.use() as sqlite:
             found = sqlite.execute(f"SELECT {COLUMNS} FROM packets WHERE key = ?", (key,)).fetchone()
         return PacketRow(*found) if found else None
@@ -133,7 +133,8 @@ class Index:
         while True:
             with self._read.use() as sqlite:
                 page = sqlite.execute(
-                    f"SELECT {COLUMNS}, (SELECT count(*) FROM texts WHERE texts.key = packets.key)"
+                    f"SELECT {COLUMNS}, (SELECT count(*) FROM texts WHERE texts.key = packets.key),"
+                    " (SELECT ifnull(min(rowid), 0) FROM texts WHERE texts.key = packets.key)"
                     " FROM packets WHERE key > ? ORDER BY key LIMIT ?",
                     (key, PAGE),
                 ).fetchall()

@@ -200,7 +200,7 @@ class PacketStore:
         self._disk.allocate = pinned
 
     def row(self, key: PacketKey) -> PacketRow | None:
-        """What the index says about a packet; its `texts` are not counted."""
+        """What the index says about a packet, without its texts."""
         return self._index.row(key)
 
     def open(self, key: PacketKey, **options: Any) -> PacketFile | None:

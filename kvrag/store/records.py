@@ -27,6 +27,7 @@ class PacketRow:
         created: seconds since the epoch.
         remote: which remote has a copy of the file; empty when none has.
         texts: number of texts that lead to it.
+        first_text: the number of the first of these, which rises from text to text as they become known.
     """
 
     key: PacketKey
@@ -39,6 +40,7 @@ class PacketRow:
     created: float = field(compare=False)  # two writers of one packet may differ in it
     remote: str = field(default="", compare=False)
     texts: int = field(default=0, compare=False)
+    first_text: int = field(default=0, compare=False)
 
     def differences(self, other: "PacketRow") -> list[str]:
         """Names of the fields that make two rows unequal."""

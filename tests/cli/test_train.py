@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from kvrag import PacketEngine, PacketStore
 from kvrag.model import LanguageModel
@@ -14,15 +13,6 @@ from tests.cli.test_errors import assert_fails
 TEXTS = {GOATS: ("How many goats?", "twelve"), BELLS: ("What is the bell cast from?", "two sunken anchors")}
 TEXTS |= {LAMPS: ("Who lit it?", "a keeper"), BOXES: ("What string?", "green"), BREAD: ("By what length?", "an arm")}
 ADAPTER = ("--soft", 2, "--link", 1, "--writer-rank", 2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps of tiny models are too small to share among threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -146,6 +136,46 @@ def test_the_model_asks_where_nobody_did(train, model, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.stderr
 
 
+@pytest.fixture
+def built(kvrag, model, tmp_path, monkeypatch) -> Path:
+    """A store of packets, and a model that has something to ask about each."""
+    from kvrag.training import writing
+
+    monkeypatch.setattr(writing, "_question", lambda text: f"What is {len(text)}, asked by the model?")
+    opened = LanguageModel.from_pretrained(model, device="cpu", dtype="float32")
+    with (
+        PacketStore(tmp_path / "packets") as store,
+        PacketEngine(opened, store=store, adapter="none", strategy="no-recompute") as engine,
+    ):
+        engine.build(list(TEXTS), progress=False)
+    return tmp_path / "packets"
+
+
+def test_an_adapter_learns_from_the_chunks_of_a_store(train, built, monkeypatch):
+    result = train("adapter", *ADAPTER, "--from", built, files=())
+    assert result.exit_code == 0, result.stderr
+    run = json.loads(Path("out/run.json").read_text())
+    assert list(run["data"]) == ["stored"]
+    assert (run["settings"]["longer_chunks"], run["settings"]["metadata"]) == (0, 0)
+    monkeypatch.setattr("kvrag.sources.shipped_adapter", lambda model: Path("out/adapter.safetensors"))
+    going_on = train("adapter", *ADAPTER, "--from", built, "--out", "more", files=())
+    assert going_on.exit_code == 0, going_on.stderr
+    afresh = train("adapter", *ADAPTER, "--soft", 3, "--from", built, "--out", "other", files=())
+    assert afresh.exit_code == 0, afresh.stderr
+    assert "begins afresh" in afresh.stderr
+    assert "begins afresh" not in going_on.stderr
+    begins = [json.loads((Path(out) / "log.jsonl").read_text().splitlines()[0])["loss"] for out in ("out", "more")]
+    assert begins[0] != begins[1]
+
+
+def test_a_store_and_files_are_mixed(train, built):
+    result = train("adapter", *ADAPTER, "--from", built)
+    assert result.exit_code == 0, result.stderr
+    run = json.loads(Path("out/run.json").read_text())
+    assert list(run["data"]) == ["harbour", "stored"]
+    assert run["settings"]["longer_chunks"] > 0
+
+
 def test_sets_are_mixed_by_their_shares(train, monkeypatch):
     monkeypatch.setattr("kvrag.cli.training_run._GENERATED", 12)
     result = train("adapter", *ADAPTER, files=("harbour.json=2.5", "records=0.5"))
@@ -168,6 +198,14 @@ def test_a_missing_beginning_is_noticed_before_the_model_is_loaded(train):
     result = train("adapter", *ADAPTER, "--init", "nowhere.safetensors")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "expected the result of an earlier run at nowhere.safetensors" in result.stderr
+
+
+def test_neither_data_nor_a_store_is_refused(train):
+    assert_fails(train("adapter", *ADAPTER, files=()), 2, "expected --data with what to train on, or --from")
+
+
+def test_a_store_that_is_none_is_refused(train):
+    assert_fails(train("adapter", *ADAPTER, "--from", "nowhere", files=()), 1, "found no such folder")
 
 
 def assert_fails_after_loading(result, code: int, part: str) -> None:

@@ -2,10 +2,20 @@
 
 import os
 import time
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 from kvrag.attach import release_helpers
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def threads() -> int:
@@ -24,8 +34,7 @@ def test_helpers_go_when_they_are_released():
     torch.randn(600, 600) @ torch.randn(600, 600)
     with_helpers = threads()
     release_helpers()
-    if with_helpers > 1 and torch.get_num_threads() > 1:
-        deadline = time.monotonic() + 10
-        while threads() >= with_helpers and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert threads() < with_helpers
+    deadline = time.monotonic() + 10
+    while threads() >= with_helpers and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() < with_helpers
