@@ -62,10 +62,10 @@ class Index:
             for text, key in texts:
                 _add_texts(sqlite, scope, key, [text])
 
-    def remove(self, key: PacketKey) -> bool:
-        """Remove a packet and its texts; False when there was none."""
+    def remove(self, key: PacketKey, *, texts: bool = True) -> bool:
+        """Remove a packet and its texts, or leave these as those of a packet that is to be built; False if none."""
         with self._write.transaction() as sqlite:
-            return _remove(sqlite, key)
+            return _remove(sqlite, key, texts=texts)
 
     def remove_if(self, keys: Iterable[PacketKey], condemned: Callable[[PacketRow, Texts], bool]) -> list[PacketRow]:
         """Remove those of the packets that are `condemned` inside the transaction; return them."""
@@ -219,10 +219,10 @@ def _with_texts(sqlite: SQLite, key: PacketKey) -> tuple[PacketRow | None, Texts
     return PacketRow(*found, texts=len(texts)) if found else None, texts
 
 
-def _remove(sqlite: SQLite, key: PacketKey) -> bool:
-    texts = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount
-    if texts:
-        sqlite.execute("UPDATE deletions SET texts = texts + ?", (texts,))
+def _remove(sqlite: SQLite, key: PacketKey, *, texts: bool = True) -> bool:
+    gone = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount if texts else 0
+    if gone:
+        sqlite.execute("UPDATE deletions SET texts = texts + ?", (gone,))
     return sqlite.execute("DELETE FROM packets WHERE key = ?", (key,)).rowcount > 0
 
 
