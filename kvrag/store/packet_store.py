@@ -35,10 +35,11 @@ from kvrag.store.uses import UseCounts
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["PacketStore"]
+__all__ = ["REQUESTS", "PacketStore"]
 
 CLOSE_S = 10.0
-REQUESTS = 8  # to a remote at a time, since most of each is waiting
+REQUESTS = 8
+"""To a remote at a time, since most of each is waiting."""
 
 logger = logging.getLogger("kvrag.store")
 
@@ -146,11 +147,15 @@ class PacketStore:
             scope: its own. With it the remote is asked for what this store has never seen: one listing of all that the
                 remote has of the scope's identity, remembered for a minute.
         """
-        if any(tier.has(key) for tier in self._tiers[1:]):
+        if self.tier_of(key):
             return True
         if scope is None or self._remote is None or self._index.row(key) is not None:
             return False
         return self._remote.offered(scope, key) is not None
+
+    def tier_of(self, key: PacketKey) -> str | None:
+        """Where `read` would find the packet, as far as is known: "disk" or "remote"; None when it is nowhere."""
+        return next((tier.name for tier in self._tiers[1:] if tier.has(key)), None)
 
     def register(self, scope: Scope, text: str, key: PacketKey) -> None:
         """Let one more text lead to a packet; nothing happens for a text under 32 characters.

@@ -179,8 +179,10 @@ class RemoteTier:
 
     def _failed(self, error: RemoteError) -> None:
         self._metrics.remote_failures.labels(error.reason).inc()
+        first = time.monotonic() >= self._silent_until  # of several requests at a time
         self._silent_until = time.monotonic() + COOL_DOWN_S
-        logger.warning("%s failed and is not asked for %g s: %s", self.url, COOL_DOWN_S, error)
+        if first:
+            logger.warning("%s failed and is not asked for %g s: %s", self.url, COOL_DOWN_S, error)
 
 
 def _place(row: PacketRow) -> str:

@@ -103,3 +103,14 @@ def put_with_remote(root, remote, seeds, acknowledged) -> None:
             store.put(toy_packet(seed), [toy_text(seed)])
         acknowledged.send(store.stat().pending_uploads)
         time.sleep(600)
+
+
+def hold_with_remote(root, remote, seeds, events) -> None:
+    """Bring packets from a remote, as many at a time as a store does."""
+    with PacketStore(root, **remote) as store:
+        for seed in seeds:
+            store.register(SCOPE, toy_text(seed), toy_packet(seed).key)
+        events.send("registered")
+        with store.hold([toy_packet(seed).key for seed in seeds]) as hold:
+            events.send(len(hold.packets))
+            time.sleep(600)
