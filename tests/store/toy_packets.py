@@ -114,3 +114,17 @@ def hold_with_remote(root, remote, seeds, events) -> None:
         with store.hold([toy_packet(seed).key for seed in seeds]) as hold:
             events.send(len(hold.packets))
             time.sleep(600)
+
+
+def read_in_a_fork(root, answer) -> None:
+    """Read a packet with several threads in a process and then in its fork."""
+    packet = toy_packet(0, shape=(6, 2, 2, 1024, 128))  # 12 MiB
+    with PacketStore(root, memory_bytes=0) as store:
+        store.put(packet, [])
+        found = [store.get(packet.key)]
+        if os.fork() == 0:
+            again = store.get(packet.key)
+            os._exit(0 if again is not None and raw(again) == raw(packet) else 1)
+        _, status = os.wait()
+        found.append(store.get(packet.key))
+        answer.send((status, [each is not None and raw(each) == raw(packet) for each in found]))
