@@ -141,7 +141,7 @@ def _preamble(header_json: str, header: PacketHeader, tokens: int) -> bytes:
 def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
     """Header, start of the data in bytes, and number of token ids; allocates no more than the file is long.
 
-    What it says the numbers take when they are expanded is less than 16 times as much, which int4 of float64 comes near.
+    What it says the numbers take when they are expanded is less than 16 times that: int4 of float64 comes near.
     """
     size = os.fstat(fd).st_size
     start = 8 + int.from_bytes(os.pread(fd, 8, 0), "little")

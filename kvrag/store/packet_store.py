@@ -313,13 +313,16 @@ class PacketStore:
         """Remove packets that no text in use leads to; options, result and errors: see `kvrag.store.gc.collect`.
 
         Safe while others build and answer, as long as no build takes longer than the grace period between asking for a
-        packet and making its text one of those in use. What a remote has stays there: other machines may use it.
+        packet and making its text one of those in use. What a remote has stays there, since other machines may use it,
+        unless `uploads` says that what this store has uploaded may go.
         """
-        report = gc.collect(self._disk, self._index, texts, **options)
+        report = gc.collect(self._disk, self._index, self._remote, texts, **options)
         gone = [] if report.dry_run else [row.key for row in report.removed]
         for key in gone:
             self._memory.discard(key)
         self.uses.forget(gone)
+        if self._uploads is not None and report.withdrawn:
+            self._uploads.resume()  # what was put again meanwhile
         return report
 
     def usage(self) -> StoreUsage:

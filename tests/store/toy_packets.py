@@ -128,3 +128,28 @@ def read_in_a_fork(root, answer) -> None:
         _, status = os.wait()
         found.append(store.get(packet.key))
         answer.send((status, [each is not None and raw(each) == raw(packet) for each in found]))
+
+
+def collect_and_stop(root, remote, in_use, point, reached) -> None:
+    """Delete what no text in use leads to, from the remote too, but stop for good at a point in the middle."""
+
+    def stop(*_arguments):
+        reached.send(point)
+        time.sleep(600)
+
+    with PacketStore(root, **remote) as store:
+        delete, withdrawn, calls = store._remote._objects.delete, store._index.withdrawn, []
+
+        def second(path):
+            calls.append(path)
+            return delete(path) if len(calls) == 1 else stop()
+
+        if point == "before the rows":
+            store._index.remove_if = stop
+        elif point == "before the objects":
+            store._remote._objects.delete = stop
+        elif point == "object deleted":
+            store._index.withdrawn = lambda key, url: stop() or withdrawn(key, url)
+        elif point == "among the objects":
+            store._remote._objects.delete = second
+        store.gc([toy_text(in_use)], grace=0, uploads=True)
