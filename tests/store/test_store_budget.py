@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from obstore.store import MemoryStore
-from toy_packets import SCOPE, raw, toy_packet, toy_text
+from toy_packets import SCOPE, make_room_and_stop, raw, toy_packet, toy_text
 
 from kvrag.errors import SettingsError
 from kvrag.matching import fingerprint
@@ -320,3 +320,26 @@ def test_processes_that_put_evict_and_read_leave_a_sound_store(tmp_path, size):
     assert len(on_disk(stores[0])) <= 4
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize("point", ["in the transaction", "file deleted"])
+def test_a_process_killed_while_a_packet_makes_room_loses_no_other(open_store, size, tmp_path, child, point):
+    store = open_store()
+    put(store, 0, 1, 2)
+    use(store, p0=1, p2=1)
+    store.close()
+    with child(make_room_and_stop, tmp_path / "store", 3 * size, point) as reached:
+        assert reached.recv() == point
+    store = open_store()
+    assert {problem.key for problem in store.verify()} <= {KEYS[1]}
+    assert text_key(store, 1) == KEYS[1]
+    for seed in (0, 2, 9):
+        packet = toy_packet(seed)
+        found = store.get(packet.key)
+        assert found is not None
+        assert raw(found) == raw(packet)
+    assert store.get(KEYS[1]) is None
+    assert store.stat().tiers["disk"].bytes <= 3 * size
+    put(store, 1)
+    assert store.get(KEYS[1]) is not None
+    assert list(store.verify()) == []

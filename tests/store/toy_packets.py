@@ -1,6 +1,7 @@
 """Small packets, and what the processes of the store's tests do with them."""
 
 import os
+import pathlib
 import time
 
 import numpy as np
@@ -153,3 +154,19 @@ def collect_and_stop(root, remote, in_use, point, reached) -> None:
         elif point == "among the objects":
             store._remote._objects.delete = second
         store.gc([toy_text(in_use)], grace=0, uploads=True)
+
+
+def make_room_and_stop(root, disk_bytes, point, reached) -> None:
+    """Put a packet for which another has to go, but stop for good while that goes."""
+
+    def stop(*_arguments, **_options):
+        reached.send(point)
+        time.sleep(600)
+
+    with PacketStore(root, memory_bytes=0, disk_bytes=disk_bytes) as store:
+        remove, unlink = store._index.remove, pathlib.Path.unlink
+        if point == "in the transaction":
+            store._index.remove = lambda key, **options: remove(key, **options) and stop()
+        elif point == "file deleted":
+            pathlib.Path.unlink = lambda path, **options: stop() if not unlink(path, **options) else None
+        store.put(toy_packet(9), [toy_text(9)])
