@@ -203,12 +203,14 @@ def _share(read: Callable[[range], None], runs: Iterable[range], threads: int) -
         for run in left:  # whoever is free takes the next
             read(run)
 
-    helpers = [_readers(os.getpid()).submit(work) for _ in range(threads - 1)]
+    handed = [work]
+    helpers = [_readers(os.getpid()).submit(lambda: handed[0]()) for _ in range(threads - 1)]
     try:
         work()
     finally:
         begun = [helper for helper in helpers if not helper.cancel()]
         wait(begun)
+        handed.clear()  # or the pool would hold on to the memory for a moment
     for helper in begun:
         helper.result()
 
