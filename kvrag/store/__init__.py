@@ -2,7 +2,7 @@
 
 from kvrag.store.gc import GcReport
 from kvrag.store.memory import Hold
-from kvrag.store.metrics import StoreMetrics
+from kvrag.store.metrics import MetricsOfStores, StoreMetrics
 from kvrag.store.packet_store import PacketStore
 from kvrag.store.records import PacketRow, Problem, ProblemKind, RepairReport, ScopeStat, StoreStat, TierStat
 from kvrag.store.tiers import Tier
@@ -12,6 +12,7 @@ __all__ = [
     "FileUsage",
     "GcReport",
     "Hold",
+    "MetricsOfStores",
     "PacketRow",
     "PacketStore",
     "Problem",

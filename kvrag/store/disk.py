@@ -210,8 +210,8 @@ class DiskTier:
         """Delete a packet's file together with its row and texts."""
         with self._index.exclusive():
             row = self._index.row(key)
+            self._index.remove(key)  # the texts of a packet that made room, too
             if row is not None:
-                self._index.remove(key)
                 self.path(row.identity, key).unlink(missing_ok=True)
 
     def files(self) -> Iterator[Path]:

@@ -27,6 +27,12 @@ STEPS = (
     ALTER TABLE packets ADD COLUMN remote TEXT NOT NULL DEFAULT '';
     CREATE TABLE distrusted (remote TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (remote, key)) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE uploads (
+        remote TEXT NOT NULL, key TEXT NOT NULL, identity TEXT NOT NULL, namespace TEXT NOT NULL,
+        bytes INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (remote, key)
+    ) WITHOUT ROWID;
+    """,
 )
 SCHEMA_VERSION = len(STEPS)
 

@@ -39,9 +39,9 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, child, mode):
 def test_an_index_from_a_newer_kvrag_is_refused_and_left_alone(tmp_path):
     PacketStore(tmp_path).close()
     with sqlite3.connect(tmp_path / "index.sqlite") as index:
-        index.execute("PRAGMA user_version = 3")
+        index.execute("PRAGMA user_version = 4")
     index.close()
-    with pytest.raises(StoreError, match=r"has schema 3, this kvrag knows 2: update kvrag"):
+    with pytest.raises(StoreError, match=r"has schema 4, this kvrag knows 3: update kvrag"):
         PacketStore(tmp_path)
     assert [path.name for path in tmp_path.glob("index*")] == ["index.sqlite"]
 
