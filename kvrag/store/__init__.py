@@ -1,5 +1,6 @@
 """Packets in host memory, on disk and on a remote, and the index that finds them by text."""
 
+from kvrag.store.files import PacketFiles
 from kvrag.store.gc import GcReport
 from kvrag.store.memory import Hold
 from kvrag.store.metrics import StoreMetrics
@@ -12,6 +13,7 @@ __all__ = [
     "FileUsage",
     "GcReport",
     "Hold",
+    "PacketFiles",
     "PacketRow",
     "PacketStore",
     "Problem",
