@@ -1,7 +1,7 @@
 """One RAG chain over langchain-huggingface and over kvrag, into benchmarks/results/frameworks-langchain.json.
 
     pip install --no-deps langchain-huggingface==1.2.3     # it wants an older huggingface-hub than transformers does
-    python benchmarks/frameworks_langchain.py              # 2 minutes on 2 quiet CPU cores; --questions 4 halves it
+    python benchmarks/frameworks_langchain.py              # 2 to 3 minutes on 2 quiet CPU cores
 
 Prompt, documents, weights, dtype and sampling are the same; only the chat model differs. Chat models take turns in
 going first, so that a machine that slows down slows all of them. Times begin with the question, so retrieval and
@@ -109,7 +109,7 @@ def kvrag(engine: PacketEngine, strategy: str | None = None) -> Make:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -1,6 +1,6 @@
 """One query engine over llama-index-llms-huggingface and over kvrag: benchmarks/results/frameworks-llama-index.json.
 
-    python benchmarks/frameworks_llama_index.py            # 2 minutes on 2 quiet CPU cores; --questions 4 halves it
+    python benchmarks/frameworks_llama_index.py            # 2 to 3 minutes on 2 quiet CPU cores
 
 Index, prompts (LlamaIndex's compact mode), weights, dtype and sampling are the same; only the LLM differs. LLMs take
 turns in going first, so that a machine that slows down slows all of them. Times begin with the question, so retrieval
@@ -101,7 +101,7 @@ def kvrag(engine: PacketEngine, strategy: str | None = None) -> Make:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--out", type=Path, default=RESULT)
