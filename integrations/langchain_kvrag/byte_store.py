@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from langchain_core.stores import BaseStore
 
+from kvrag.errors import SettingsError
 from kvrag.store import PacketStore
 
 __all__ = ["PacketByteStore"]
@@ -21,9 +22,14 @@ class PacketByteStore(BaseStore[str, bytes]):
     Args:
         store: that keeps the packets; closed by whoever opened it.
         namespace: whose packets; all others do not exist here.
+
+    Raises:
+        SettingsError: it is no packet store.
     """
 
     def __init__(self, store: PacketStore, *, namespace: str = "default") -> None:
+        if not isinstance(store, PacketStore):
+            raise SettingsError(f"expected a PacketStore, such as `engine.store`, found {store!r}")
         self._files = store.files(namespace)
 
     def mget(self, keys: Sequence[str]) -> list[bytes | None]:

@@ -13,7 +13,7 @@ from langchain_kvrag import ChatKVRag, PacketByteStore
 from langchain_tests.integration_tests import BaseStoreAsyncTests, BaseStoreSyncTests
 
 from kvrag.engine import PacketEngine
-from kvrag.errors import CorruptPacketError
+from kvrag.errors import CorruptPacketError, SettingsError
 from kvrag.store import PacketStore
 from tests.conftest import CHUNKS
 
@@ -80,6 +80,11 @@ def test_values_that_are_no_packets_are_refused_and_those_before_them_kept(byte_
             byte_store.mset([("good", first), ("bad", value)])
     assert list(byte_store.yield_keys()) == ["good"]
     assert byte_store.mget(["good", "bad"]) == [first, None]
+
+
+def test_what_is_no_store_is_refused_at_once(engine):
+    with pytest.raises(SettingsError, match=r"expected a PacketStore, such as `engine\.store`"):
+        PacketByteStore(engine)
 
 
 async def test_the_event_loop_is_free_while_files_are_read(byte_store, packet_files, monkeypatch):
