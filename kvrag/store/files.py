@@ -63,9 +63,10 @@ class PacketFiles:
         before = self._names.find(self._namespace, name)
         if key == before:
             return key
-        if before is not None and self._names.only(self._namespace, name, before):
+        replaced = before is not None and self._names.only(self._namespace, name, before)
+        self._names.give(self._namespace, name, key)  # first, so that the name always leads to one of the two
+        if before is not None and replaced:
             self._store.remove(before)
-        self._names.give(self._namespace, name, key)
         return key
 
     def delete(self, name: str) -> None:

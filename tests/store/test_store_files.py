@@ -124,6 +124,17 @@ def test_a_packet_goes_with_its_last_name_unless_texts_lead_to_it(store, other):
     assert list(other.ls()) == []
 
 
+def test_a_name_leads_to_one_of_two_packets_even_if_nothing_can_be_removed(store, other, monkeypatch):
+    first, second, files = exported(store, 1), exported(store, 2), other.files()
+    files.put("a", first)
+    with monkeypatch.context() as context:
+        context.setattr(other, "remove", lambda key: (_ for _ in ()).throw(StoreError("no")))
+        with pytest.raises(StoreError, match="no"):
+            files.put("a", second)
+    assert files.get("a") == second
+    assert sorted(files.names()) == sorted(["a", toy_packet(1).key])
+
+
 def test_a_packet_that_goes_another_way_takes_its_names_along(store, other):
     files = other.files()
     files.put("a", exported(store, 1))
