@@ -24,6 +24,7 @@ from kvrag.plan import Prepared
 from kvrag.policy import policy_from_name
 from kvrag.probe import check_movable
 from kvrag.progress import progress_bar
+from kvrag.prompt import stripped
 from kvrag.reader import PromptReader
 from kvrag.request import Request
 from kvrag.settings import Sampling
@@ -180,12 +181,13 @@ class PacketEngine:
             What became of every text.
 
         Raises:
+            PromptError: `texts` are no strings, or a single one.
             StoreError: the store cannot be written.
         """
         begin = time.perf_counter()
         scope = self.scope(strategy)
         report = BuildReport()
-        chunks = self._missing(dict.fromkeys(text.strip() for text in texts), scope, report)
+        chunks = self._missing(dict.fromkeys(stripped(texts)), scope, report)
         if self.policy.uses:
             self.store.expect(scope, [(chunk.text, scope.key(chunk.ids)) for chunk in chunks])
             report.registered, report.seconds = len(chunks), time.perf_counter() - begin
@@ -233,7 +235,7 @@ class PacketEngine:
 
         Raises:
             PromptTooLongError: it does not fit into the context window.
-            PromptError: it is empty.
+            PromptError: it is empty, or neither a string nor messages.
             SettingsError: an unknown option.
             EngineError: the engine is closed.
         """
@@ -376,8 +378,11 @@ class PacketEngine:
     def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, Fetched]:
         if not prompt:
             raise PromptError("expected a prompt, found an empty one")
-        text = prompt if isinstance(prompt, str) else self.model.render([dict(message) for message in prompt])
-        return self._reader.read(text, strategy, self.scope(strategy), documents)
+        if not isinstance(prompt, str):
+            if not all(isinstance(message, Mapping) for message in prompt):
+                raise PromptError("expected a string, or messages such as {'role': 'user', 'content': 'Hello'}")
+            prompt = self.model.render([dict(message) for message in prompt])
+        return self._reader.read(prompt, strategy, self.scope(strategy), documents)
 
     def _missing(self, texts: Iterable[str], scope: Scope, report: BuildReport) -> list[Chunk]:
         """The chunks whose packets are to be built; the others are counted."""

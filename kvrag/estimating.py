@@ -15,6 +15,7 @@ from kvrag.builder import Chunk, encode_batch, file_bytes, tokenize_chunk
 from kvrag.errors import DataError, PromptError
 from kvrag.matching import HEAD_CHARS
 from kvrag.packet import Packet, Scope
+from kvrag.prompt import stripped
 from kvrag.store.codecs import CODECS
 from kvrag.store.format import read_packet, write_packet
 
@@ -79,7 +80,7 @@ def estimate(engine: "PacketEngine", texts: Iterable[str], *, folder: Path, samp
         DataError: no text can have a packet.
         OSError: `folder` cannot be written.
     """
-    scope, given = engine.scope(), list(dict.fromkeys(text.strip() for text in texts))
+    scope, given = engine.scope(), list(dict.fromkeys(stripped(texts)))
     chunks = [chunk for text in given if (chunk := _chunk(engine, scope, text))]
     if not chunks:
         raise DataError(f"expected texts of at least {HEAD_CHARS} characters, found none among {len(given)}")

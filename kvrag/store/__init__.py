@@ -1,5 +1,6 @@
 """Packets in host memory, on disk and on a remote, and the index that finds them by text."""
 
+from kvrag.store.files import PacketFiles
 from kvrag.store.gc import GcReport
 from kvrag.store.memory import Hold
 from kvrag.store.metrics import MetricsOfStores, StoreMetrics
@@ -13,6 +14,7 @@ __all__ = [
     "GcReport",
     "Hold",
     "MetricsOfStores",
+    "PacketFiles",
     "PacketRow",
     "PacketStore",
     "Problem",

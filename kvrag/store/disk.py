@@ -116,7 +116,7 @@ class DiskTier:
                 if path.exists():  # else somebody deleted it before the index was locked
                     self._index.add(row, texts)
                     break
-        self._added(row)
+        self.added(row)
         return True
 
     def receive(self, row: PacketRow, remote: str, parts: Iterable[memoryview]) -> Packet:
@@ -145,7 +145,7 @@ class DiskTier:
                         self._index.add(found, ())
             finally:
                 temporary.unlink(missing_ok=True)
-        self._added(found)
+        self.added(found)
         return packet
 
     @contextmanager
@@ -219,6 +219,11 @@ class DiskTier:
         for folder, _, names in os.walk(self.packets):
             yield from (Path(folder, name) for name in sorted(names))
 
+    def added(self, row: PacketRow) -> None:
+        """Count a file that was published, and make room for it."""
+        self._metrics.bytes_written.labels(self.name).inc(row.bytes)
+        self._budget.added(row)
+
     def _give_up(self, row: PacketRow) -> None:
         """Move a bad file aside, and forget a packet that is nowhere then, unless somebody has put it again."""
         path = self.path(row.identity, row.key)
@@ -231,10 +236,6 @@ class DiskTier:
                 pass
             if not (row.remote or path.exists()):
                 self._index.remove(row.key)
-
-    def _added(self, row: PacketRow) -> None:
-        self._metrics.bytes_written.labels(self.name).inc(row.bytes)
-        self._budget.added(row)
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:

@@ -13,6 +13,7 @@ from kvrag.errors import StoreError
 from kvrag.matching import Fingerprint
 from kvrag.packet import PacketKey
 from kvrag.store.connection import Connection, CorruptIndexError, locked_folder
+from kvrag.store.names import Names
 from kvrag.store.records import PacketRow, ScopeStat, Upload
 
 __all__ = ["Index"]
@@ -27,6 +28,9 @@ Texts = list[tuple[int, bytes]]
 class Index:
     """The index file at `path`. Thread-safe; a writer that waits for the disk does not hold up readers.
 
+    Attributes:
+        names: by which applications call packets.
+
     Every method raises `StoreError` when the index cannot be used, `CorruptIndexError` when it is damaged.
     """
 
@@ -34,6 +38,7 @@ class Index:
         self.path = path
         self._read = Connection(path)
         self._write = Connection(path)
+        self.names = Names(self._read, self._write)
 
     def open(self) -> None:
         """Open the index now instead of on first use."""
@@ -202,7 +207,7 @@ class Index:
         """What is wrong with the index file, None when it is sound."""
         try:
             with self._read.use() as sqlite:
-                sqlite.execute("SELECT 1 FROM packets, texts, deletions, distrusted, uploads LIMIT 1").fetchone()
+                sqlite.execute("SELECT 1 FROM packets, texts, deletions, distrusted, uploads, names LIMIT 1").fetchone()
                 (found,) = sqlite.execute("PRAGMA integrity_check(1)").fetchone()
         except CorruptIndexError as error:
             return str(error)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,6 +19,7 @@ from kvrag.store.budget import DiskBudget
 from kvrag.store.claims import Claims
 from kvrag.store.connection import CorruptIndexError
 from kvrag.store.disk import DiskTier
+from kvrag.store.files import PacketFiles, adopt
 from kvrag.store.index import Index
 from kvrag.store.matchers import Matchers
 from kvrag.store.memory import Hold, HostMemory
@@ -275,6 +277,35 @@ class PacketStore:
             tier.discard(key)
         self.uses.forget([key])
         return known
+
+    def export(self, key: PacketKey) -> bytes | None:
+        """The packet's file as it is on disk, every byte checked; None when it is not there or not intact."""
+        row = self._index.row(key)
+        if row is None or self.read(key) is None:
+            return None
+        with suppress(FileNotFoundError):  # it has just made room
+            return self._disk.path(row.identity, key).read_bytes()
+
+    def adopt(self, data: bytes, namespace: str = "default", key: PacketKey | None = None) -> PacketKey:
+        """Keep a packet file that another store has exported, durably; it is found in prompts once texts lead to it.
+
+        Args:
+            data: the file; of a packet that is there already, nothing is kept.
+            namespace: the packet's.
+            key: the packet's, if it is known.
+
+        Raises:
+            CorruptPacketError: it is not a packet file, or not intact.
+            StoreError: it is another packet than expected, or the disk is full or cannot be written.
+        """
+        row, is_new = adopt(self._disk, self._index, data, namespace, key)
+        if is_new and self._uploads is not None:
+            self._uploads.add(row.key)
+        return row.key
+
+    def files(self, namespace: str = "default") -> PacketFiles:
+        """A namespace's packets as files under names."""
+        return PacketFiles(self, self._index, namespace)
 
     def flush(self, timeout: float | None = None) -> int:
         """Upload what the remote does not have, now; the number of packets that could not be uploaded.
