@@ -3,8 +3,8 @@
     python benchmarks/attention.py --out benchmarks/results/attention-h200.json
 
 A pass of all layers is recorded as one CUDA graph and replayed. Every layer reads keys and values of its own, so the
-bytes come from memory and not from a cache. Packets of int8 and fp8 are read in their bytes. `--tile` tries another tile
-than the one that is built in.
+bytes come from memory and not from a cache. Packets of int8 and fp8 are read in their bytes. `--tile` tries another
+tile than the one that is built in.
 """
 
 import argparse

@@ -90,7 +90,7 @@ def test_attaching_bytes_is_attaching_what_they_stand_for(opened, codec):
         pool.arrivals.wait_for_all()
         if expanded:
             plan.lane.extents = [Extent(e.kv, e.turn, e.seen_from) for e in plan.lane.extents]
-        assert model.passes.new([plan.lane], [1]).work.forms == (set() if expanded else {codec})
+        assert model.passes.new([plan.lane], [len(plan.rows.ids)]).work.forms == (set() if expanded else {codec})
         step = Rows(plan.lane, [7], [prompt.end])
         found.append(torch.cat([model.forward([rows], recorded=False) for rows in (plan.rows, step)]).float().cpu())
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
@@ -115,7 +115,7 @@ def test_tokens_computed_anew_find_expanded_packets(opened):
         prompt = engine.prepare(PROMPT, strategy="cacheblend")
         assert forms(engine, strategy="cacheblend") == {form}
         plan = plan_lane(engine.model, prompt, ComputedStates(0), 1, engine.model.new_pool(1 << 20))
-        spans = plan.rows.repair.layout.spans
+        spans = plan.rows.repair._layout.packets
         lanes.append([plan.lane.own(first, last).clone() for first, last in spans])
     assert len(lanes[0]) == 2
     assert all(torch.equal(one, other) for one, other in zip(*lanes, strict=True))

@@ -154,6 +154,19 @@ def test_requests_share_bytes_and_steps_go_on():
         torch.testing.assert_close(work.attend(q, 0, 0.1), wanted)
 
 
+def test_rows_that_fill_a_recorded_pass_up_read_nothing():
+    (q, keys, values), table = mixed_case(["int8", "raw", "fp8"])
+    work = DeviceWork(q, 16, 2, 2, 32, 16, forms=BYTES)
+    work._partial.fill_(torch.nan)
+    work._partial_lse.fill_(torch.nan)
+    work.fill(*readers_of(q, keys, values, table), table)
+    padded = torch.full((16, 4, 32), torch.nan, device=DEVICE)
+    padded[:5] = q
+    got = work.attend(padded, 0, 0.3)
+    torch.testing.assert_close(got[:5], packet_attention_reference(q, keys, values, table, 0.3))
+    assert (got[5:] == 0).all()
+
+
 def test_layers_lie_behind_each_other():
     """A packet of several layers, read where its layers are."""
     torch.manual_seed(2)
