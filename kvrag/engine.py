@@ -108,8 +108,10 @@ class PacketEngine:
         self._owns_store = False
         self._lock = threading.Lock()
         pool = model.new_pool(device_memory)
-        if pool is not None and model.device.type == "cuda":
-            store.pin_memory()
+        if pool is not None:
+            store.keep_encoded()
+            if model.device.type == "cuda":
+                store.pin_memory()
         self._pool = pool
         self._worker = Worker(model, self._states, pool)
         self._loader = PacketLoader(model, self.adapter, store, self._worker.run, how)

@@ -72,7 +72,7 @@ class ForwardGraphs:
         self._run = run
         self._embed = embed
         self._record = record or _Recorder()
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._graphs: dict[tuple[int, int, frozenset[str]], _Graph] = {}
         self.refused = ""
 
     def takes(self, current: Pass) -> TypeGuard[DevicePass]:
@@ -96,7 +96,7 @@ class ForwardGraphs:
             current: the pass; its work is in its buffers.
             wanted: `[n]` row numbers.
         """
-        size = current.work.rows, 1 << (len(wanted) - 1).bit_length()
+        size = current.work.rows, 1 << (len(wanted) - 1).bit_length(), current.work.forms
         graph = self._graphs.get(size)
         if graph is None or graph.work is not current.work:
             try:

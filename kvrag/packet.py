@@ -13,6 +13,7 @@ from typing import NewType
 
 import numpy as np
 import torch
+from kvrag_kernels.packet_attention.encoded import expand
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvrag.errors import SettingsError
@@ -165,24 +166,48 @@ class PacketHeader(_Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Packet:
-    """The KV cache of one chunk. Immutable: nothing in kvrag writes to `kv` after it was built.
+    """The KV cache of one chunk. Immutable: nothing in kvrag writes to its numbers after it was built.
 
     Attributes:
         key: the packet's name.
         scope: where it may be used.
         token_ids: `[T_chunk]` int64, the chunk's own tokens (without what the recipe added).
-        kv: `[L, 2, H, T, D]`, contiguous; keys rotated for positions `offset .. offset + T - 1`.
+        data: keys and values `[L, 2, H, T, D]`, contiguous; keys rotated for positions `offset .. offset + T - 1`. Or
+            `[L, B]` uint8, layers in the bytes of the identity's codec, of which kernels read them; B is a multiple of
+            16, and what is behind a layer's own bytes means nothing.
+        encoded: shape `[L, 2, H, T, D]` of what such bytes stand for; None if `data` has it.
     """
 
     key: PacketKey
     scope: Scope
     token_ids: np.ndarray
-    kv: torch.Tensor
+    data: torch.Tensor
+    encoded: torch.Size | None = None
+
+    @property
+    def kv(self) -> torch.Tensor:
+        """`[L, 2, H, T, D]`; a copy where `data` has them in bytes."""
+        return self.data if self.encoded is None else expand(self.data, self.encoded, self.form, self.dtype)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[L, 2, H, T, D]`."""
+        return self.data.shape if self.encoded is None else self.encoded
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values, not of their bytes."""
+        return self.data.dtype if self.encoded is None else getattr(torch, self.scope.identity.dtype)
+
+    @property
+    def form(self) -> str:
+        """What `data` holds: numbers as they are, which is "raw", or the bytes of the codec of this name."""
+        return "raw" if self.encoded is None else self.scope.identity.codec
 
     @property
     def tokens(self) -> int:
         """Number of rows `T` a prompt gains by attaching this packet."""
-        return self.kv.shape[3]
+        return self.shape[3]
 
     @property
     def encoded_ids(self) -> list[int]:
@@ -206,8 +231,8 @@ class Packet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.kv.numel() * self.kv.element_size()
+        """Bytes of keys and values, as they are here."""
+        return self.data.nbytes
 
     def __repr__(self) -> str:
-        return f"Packet({self.key[:12]}, shape={list(self.kv.shape)}, dtype={str(self.kv.dtype)[6:]})"
+        return f"Packet({self.key[:12]}, shape={list(self.shape)}, dtype={str(self.dtype)[6:]}, {self.form})"

@@ -100,7 +100,7 @@ class PromptReader:
         """Whether the packet has this model's shape."""
         g = self._model.geometry
         shape = (g.layers, 2, g.kv_heads, len(packet.token_ids) + scope.recipe.extra_tokens, g.head_dim)
-        if tuple(packet.kv.shape) == shape and packet.kv.dtype == self._model.dtype:
+        if tuple(packet.shape) == shape and packet.dtype == self._model.dtype:
             return True
         _log.warning("packet %s does not have this model's shape; computing its text instead", packet.key[:12])
         return False

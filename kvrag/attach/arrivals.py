@@ -37,7 +37,7 @@ class Arrivals:
         """Have packets copied by `begin`, or by whoever waits: what a pass needs first shall not queue behind them.
 
         Args:
-            pairs: where to and from where, `[L, 2, H, T, D]` each; sources in pinned memory are not waited for.
+            pairs: where to and from where, `[L, ...]` each; sources in pinned memory are not waited for.
         """
         if self._stream is not None:
             self._pending.extend(pairs)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from kvrag_kernels.packet_attention import AttentionTable
 from kvrag_kernels.packet_attention.device import DeviceWork
-from kvrag_kernels.packet_attention.readers import ALIGNED, EVERY, READER
+from kvrag_kernels.packet_attention.readers import ALIGNED, EVERY, READER, forms_of
 from kvrag_kernels.packet_attention.work import CapacityError
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,11 +21,12 @@ __all__ = ["SIZES", "DevicePass", "DeviceWorks", "PlainPass"]
 SIZES = (1, 16, 32, 64, 128)
 """Rows of passes that are recorded."""
 
+_SCALES, _FORM = READER.index("scales"), READER.index("form")
 _STEPS = 64  # single rows until the work is divided anew, since the requests' own keys grow
 
 
 class DeviceWorks:
-    """Work buffers of one model, by the number of rows they are for.
+    """Work buffers of one model, by the number of rows and the forms of extents they are for.
 
     Args:
         geometry: of the model.
@@ -44,7 +45,7 @@ class DeviceWorks:
         self.arrivals = Arrivals(geometry.layers, device)
         self.anchor = torch.zeros(2 * geometry.head_dim, dtype=dtype, device=device)
         self._half = len(rope.inv_freq)
-        self._works: dict[int, DeviceWork] = {}
+        self._works: dict[tuple[int, frozenset[str]], DeviceWork] = {}
         self._step: _Step | None = None
 
     @classmethod
@@ -63,12 +64,13 @@ class DeviceWorks:
         padded = np.zeros((size, 4), np.int64)
         padded[:, 1] = self.geometry.head_dim  # rows that fill a recorded pass up write into the anchor
         padded[: len(places)] = places
-        work = self._works.get(size) or self._make(size, {})
+        forms = forms_of(readers)
+        work = self._works.get((size, forms)) or self._make(size, forms, {})
         try:
             work.fill(readers, scales, table, padded)
         except CapacityError as error:
             needed = {name: max(count, work.capacity[name]) for name, count in error.needed.items()}
-            work = self._make(size, needed)
+            work = self._make(size, forms, needed)
             work.fill(readers, scales, table, padded)
         return work
 
@@ -84,13 +86,12 @@ class DeviceWorks:
         step.work.advance(len(lanes))
         return step.work
 
-    def _make(self, rows: int, capacity: dict[str, int]) -> DeviceWork:
+    def _make(self, rows: int, forms: frozenset[str], capacity: dict[str, int]) -> DeviceWork:
         g = self.geometry
         group = g.heads // g.kv_heads
-        work = DeviceWork(
-            self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, capacity=capacity, before=self.arrivals.wait
-        )
-        self._works[rows] = work
+        options = {"capacity": capacity, "forms": forms, "before": self.arrivals.wait}
+        work = DeviceWork(self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, **options)
+        self._works[rows, forms] = work
         return work
 
 
@@ -223,9 +224,12 @@ class PlainPass(LanePass):
 
 
 def _count_from(anchor: torch.Tensor, readers: np.ndarray) -> None:
-    """Turn addresses and distances from keys to values into elements from the anchor."""
+    """Turn addresses and distances from keys into elements from the anchor, those of scales too."""
     begin, value = readers[:, 0], readers[:, 1]
     begin -= anchor.data_ptr()
+    in_bytes = np.flatnonzero(readers[:, _FORM])
+    readers[in_bytes, _SCALES] = (readers[in_bytes, _SCALES] + begin[in_bytes]) // 2
+    begin[in_bytes] *= anchor.itemsize
     begin //= anchor.itemsize
     value += begin
     if (readers[:, :4] % ALIGNED).any():

@@ -6,14 +6,16 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
+from kvrag_kernels.packet_attention.encoded import RAW
 
 from kvrag.packet import Packet
 
 __all__ = ["Block", "Extent", "Geometry", "Lane", "Place"]
 
-Place = tuple[int, int, int, int, int]
+Place = tuple[int, int, int, int, int, int, int]
 """Where a block `[L, 2, H, T, D]` is whose tokens stand one behind the other: its address in bytes, the distance from
-keys to values, the strides of heads and of layers in elements, and T."""
+keys to values, the strides of heads and of layers in elements, the bytes from keys to scales and the number of its form
+(both 0 of a raw block), and T. Elements of other forms are bytes."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Extent:
 
     @property
     def kv(self) -> torch.Tensor:
-        """`[L, 2, H, T, D]`, for the next pass."""
+        """`[L, 2, H, T, D]`, for the next pass; a copy where the block is not raw."""
         return self.block if isinstance(self.block, torch.Tensor) else self.block.kv
 
     @property
@@ -165,11 +167,11 @@ class Lane:
 
     def place(self, rows: int) -> Place:
         """Where the first `rows` rows are, computed or reserved."""
-        return *_place(self._own)[:4], rows
+        return *_place(self._own)[:-1], rows
 
 
 def _place(kv: torch.Tensor) -> Place:
     layer, half, head, *token = kv.stride()
     if token != [kv.shape[4], 1]:
         raise ValueError(f"expected tokens of {kv.shape[4]} numbers one behind the other, found strides {kv.stride()}")
-    return kv.data_ptr(), half, head, layer, kv.shape[3]
+    return kv.data_ptr(), half, head, layer, 0, RAW, kv.shape[3]

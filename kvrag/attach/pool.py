@@ -137,7 +137,7 @@ class DevicePool:
         layers, heads, dim = self._geometry.layers, self._geometry.kv_heads, self._geometry.head_dim
         missing = [packet for key, packet in wanted.items() if key not in self._slots]
         for packet in missing:
-            shape, dtype = packet.kv.shape, packet.kv.dtype
+            shape, dtype = packet.shape, packet.dtype
             if shape[:3] + shape[4:] != (layers, 2, heads, dim) or dtype != self.arena.dtype:
                 raise PoolError(
                     f"expected [{layers}, 2, {heads}, T, {dim}] of {self.arena.dtype}, found {packet}; build it anew"
@@ -162,7 +162,7 @@ class DevicePool:
         """Give packets their places and begin to copy them; all of them or none."""
         placed = [(self._place(packet), packet) for packet in packets]
         try:
-            self.arrivals.load([(slot.kv, packet.kv) for slot, packet in placed])
+            self.arrivals.load([(slot.data, packet.data) for slot, packet in placed])
         except BaseException:
             for slot, _ in placed:
                 self._free(self._slots.pop(slot.key))
@@ -173,7 +173,7 @@ class DevicePool:
         if all(room < size for room in self._holes.values()):
             self.compact()
         room, address = min((room, address) for address, room in self._holes.items() if room >= size)
-        slot = self._slots[packet.key] = Slot(packet.key, packet.kv.shape, address, size, self.arena)
+        slot = self._slots[packet.key] = Slot.of(packet, address, size, self.arena)
         del self._holes[address]
         if room > size:
             self._holes[address + size] = room - size

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 import torch
+from kvrag_kernels.packet_attention.encoded import FORMS, expand
 
 from kvrag.attach.lane import Place
-from kvrag.packet import PacketKey
+from kvrag.packet import Packet, PacketKey
 
 __all__ = ["Slot"]
 
@@ -16,7 +17,9 @@ class Slot:
 
     Attributes:
         key: of the packet.
-        shape: `[L, 2, H, T, D]`.
+        shape: `[L, 2, H, T, D]` of keys and values.
+        form: of the packet.
+        stored: shape of the packet's data.
         address: bytes from the arena's start; compaction changes it.
         size: bytes taken, a multiple of 256.
         arena: the pool's.
@@ -24,6 +27,8 @@ class Slot:
 
     key: PacketKey
     shape: torch.Size
+    form: str
+    stored: torch.Size
     address: int
     size: int
     arena: torch.Tensor = field(repr=False)
@@ -32,7 +37,15 @@ class Slot:
         _, _, heads, tokens, dim = self.shape
         head = tokens * dim
         self._origin = self.arena.data_ptr()
-        self._strides = heads * head, head, 2 * heads * head, tokens
+        layer = 2 * heads * head
+        in_bytes = self.form != "raw"
+        layer_stride, scales = (self.stored[1], layer) if in_bytes else (layer, 0)
+        self._strides = heads * head, head, layer_stride, scales, FORMS.index(self.form), tokens
+
+    @classmethod
+    def of(cls, packet: Packet, address: int, size: int, arena: torch.Tensor) -> "Slot":
+        """A place for a packet."""
+        return cls(packet.key, packet.shape, packet.form, packet.data.shape, address, size, arena)
 
     @property
     def place(self) -> Place:
@@ -45,6 +58,13 @@ class Slot:
         return self.address // self.arena.itemsize
 
     @property
+    def data(self) -> torch.Tensor:
+        """A view of where the packet's data are now; ask again before every pass."""
+        if self.form == "raw":
+            return self.arena.narrow(0, self.begin, self.shape.numel()).view(self.shape)
+        return self.arena.view(torch.uint8).narrow(0, self.address, self.stored.numel()).view(self.stored)
+
+    @property
     def kv(self) -> torch.Tensor:
-        """A view `[L, 2, H, T, D]` of where the packet is now; ask again before every pass."""
-        return self.arena.narrow(0, self.begin, self.shape.numel()).view(self.shape)
+        """Keys and values `[L, 2, H, T, D]`: a view of where they are now, or a copy if they are stored in bytes."""
+        return self.data if self.form == "raw" else expand(self.data, self.shape, self.form, self.arena.dtype)

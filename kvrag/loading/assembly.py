@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +42,7 @@ class Assembly:
         self.ends = BothEnds(schedule, self.load, self.compute)
         self._loader, self._scope, self._texts, self._schedule = loader, scope, texts, schedule
         self._whole: dict[PacketKey, Packet] = {}
-        self._blocks: dict[PacketKey, torch.Tensor] = {}
+        self._opened: dict[PacketKey, Packet] = {}
         self._encodings: dict[PacketKey, Encoding] = {}
         self._chunks: dict[PacketKey, Chunk] = {}
 
@@ -76,7 +77,7 @@ class Assembly:
 
     def opened(self, item: Item) -> bool:
         """Whether some of the packet was read from its file in parts."""
-        return item.key in self._blocks
+        return item.key in self._opened
 
     def packet(self, item: Item) -> Packet:
         """The packet, once all of it is there."""
@@ -86,12 +87,12 @@ class Assembly:
         if item.front == item.tokens:
             kv = self._loader.run(self._encodings[item.key].kv, 0, item.tokens).contiguous()
             return Packet(item.key, self._scope, ids, kv)
-        kv = self._blocks[item.key]
+        packet = self._opened[item.key]
         if item.interrupted:  # somebody may still be writing into this one
-            kv = kv.clone()
-        if item.front:
-            kv[:, :, :, : item.front] = self._loader.run(self._encodings[item.key].kv, 0, item.front)
-        return Packet(item.key, self._scope, ids, kv)
+            packet = replace(packet, data=packet.data.clone())
+        if item.front:  # loaded in parts, and so as it is
+            packet.kv[:, :, :, : item.front] = self._loader.run(self._encodings[item.key].kv, 0, item.front)
+        return packet
 
     def _load_at_once(self, part: Part) -> bool:
         begin = time.perf_counter()
@@ -107,18 +108,18 @@ class Assembly:
         if not part.whole and not file.splits and not self._made_whole(part):
             return False
         with self.ends.lock:
-            if key not in self._blocks:
-                self._blocks[key] = file.new_block()
-            block = self._blocks[key]
+            if key not in self._opened:
+                self._opened[key] = file.new_packet()
+            packet = self._opened[key]
         if not part.whole:
             begin = time.perf_counter()
-            file.read_tokens(part.first, part.last, block)
+            file.read_tokens(part.first, part.last, packet.data)
             self._loader.live.loaded(round(part.left), time.perf_counter() - begin)
             return True
         layers = file.header.shape[0]
         for layer in range(layers):
             begin = time.perf_counter()
-            file.read_layer(layer, block)
+            file.read_layer(layer, packet)
             self._loader.live.loaded(file.nbytes // layers, time.perf_counter() - begin)
             with self.ends.lock:
                 self._schedule.moved(part, time.monotonic(), file.nbytes * (layers - layer - 1) / layers)

@@ -1,8 +1,8 @@
 """How a packet's numbers are stored: as they are, or in fewer bytes.
 
-A codec acts on one layer's keys and values at a time. Everything but `raw` is a form for disks and networks: packets
-are expanded when they are read, so nothing that computes knows of it. Scales are kept in float16 and chosen before
-numbers are rounded, so their own rounding costs nothing.
+A codec acts on one layer's keys and values at a time. Kernels for GPUs read the bytes of `int8` and `fp8` as they are;
+`int4` is a form for disks and networks, expanded when a packet is read, and so are the others on a CPU. Scales are kept
+in float16 and chosen before numbers are rounded, so their own rounding costs nothing.
 
 Some models have a few key channels that are hundreds of times larger than the others (Qwen2's first and last layers, by
 the bias of their key projection). Steps wide enough for these erase the others, so a layer that a codec would damage is
@@ -31,9 +31,11 @@ class Codec(ABC):
 
     Attributes:
         name: part of a packet's identity.
+        attended: whether kernels read its bytes, which are then laid out as `kvrag_kernels` says.
     """
 
     name: str
+    attended = False
 
     @abstractmethod
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -86,6 +88,8 @@ class _ByToken(Codec):
         kind: of the numbers.
         largest: that a number may be.
     """
+
+    attended = True
 
     def __init__(self, name: str, kind: torch.dtype, largest: float) -> None:
         self.name, self._kind, self._largest = name, kind, largest

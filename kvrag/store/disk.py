@@ -36,6 +36,7 @@ class DiskTier:
 
     Attributes:
         allocate: gives the memory that packets are read into.
+        encoded: whether packets are read as `read_packet` does it with that option.
 
     Raises:
         StoreError: `root` is not a folder or cannot be written.
@@ -47,6 +48,7 @@ class DiskTier:
         self.packets = root / "packets"
         self.quarantined = root / "quarantine"
         self.allocate: Allocator = BlockArena()
+        self.encoded = False
         self.capacity = budget.capacity
         self._index = index
         self._metrics = metrics
@@ -135,7 +137,7 @@ class DiskTier:
             try:
                 for part in parts:
                     _write_all(file, part)
-                packet = read_packet(temporary, key=row.key, allocate=self.allocate)
+                packet = read_packet(temporary, key=row.key, allocate=self.allocate, encoded=self.encoded)
                 if packet.scope.digest != row.scope:
                     raise CorruptPacketError(f"packet {row.key} belongs to namespace {packet.scope.namespace!r}")
                 found = PacketRow.of(read_header(temporary), temporary.stat().st_size, remote)
@@ -181,7 +183,7 @@ class DiskTier:
             OSError: there is no such file, or it cannot be read.
         """
         path = self.path(row.identity, row.key)
-        packet = read_packet(path, key=row.key, allocate=self.allocate)
+        packet = read_packet(path, key=row.key, allocate=self.allocate, encoded=self.encoded)
         with suppress(OSError):  # it may have been evicted, or belong to somebody else
             os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return packet

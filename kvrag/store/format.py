@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import accumulate
-from math import prod
 
 import numpy as np
 import torch
@@ -31,10 +30,11 @@ from kvrag.store.bytes import PIECE, bytes_of, corrupt, opened, read_exactly, re
 from kvrag.store.checksums import SEGMENT, segment_checksums
 from kvrag.store.codecs import CODECS
 
-__all__ = ["read_header", "read_packet", "write_packet"]
+__all__ = ["new_packet", "read_header", "read_packet", "write_packet"]
 
 ALIGNMENT = 4096
 MAX_HEADER = 1 << 20
+LAYER = 16  # bytes; encoded layers in memory begin at multiples, as kernels want it
 SHARE = 5 << 20  # bytes that are worth a thread
 THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -91,8 +91,10 @@ def read_header(path: StrPath) -> PacketHeader:
         return _read_header(fd)[0]
 
 
-def read_packet(path: StrPath, *, key: PacketKey, allocate: Allocator | None = None) -> Packet:
+def read_packet(path: StrPath, *, key: PacketKey, allocate: Allocator | None = None, encoded: bool = False) -> Packet:
     """Read and check the packet file at `path`, which must hold `key`, into memory of its own or what `allocate` gives.
+
+    With `encoded` its layers stay in their codec's bytes, if kernels read those and no layer is stored as it is.
 
     Raises:
         CorruptPacketError: any byte is not what was written, or it is another packet.
@@ -102,13 +104,25 @@ def read_packet(path: StrPath, *, key: PacketKey, allocate: Allocator | None = N
         header, start, tokens = _read_header(fd)
         if header.key != key:
             corrupt(f"expected packet {key}, found {header.key}")
-        kv = _read_layers(fd, header, start, allocate or BlockArena(0))
         ids = np.empty(tokens, dtype="<i8")
+        packet = new_packet(header, ids, allocate or BlockArena(0), encoded=encoded)
+        _read_layers(fd, header, start, packet)
         read_exactly(fd, ids.data.cast("B"), start + sum(_layer_sizes(header)))
         if header.scope.key(ids) != key:
             corrupt(f"its identity, recipe, namespace and token ids do not give its key {key}")
     ids.flags.writeable = False
-    return Packet(key=key, scope=header.scope, token_ids=ids, kv=kv)
+    return packet
+
+
+def new_packet(header: PacketHeader, token_ids: np.ndarray, allocate: Allocator, *, encoded: bool) -> Packet:
+    """A packet whose numbers are still to be read; `encoded` as for `read_packet`."""
+    key, dtype, shape = PacketKey(header.key), getattr(torch, header.identity.dtype), torch.Size(header.shape)
+    codec = CODECS[header.identity.codec]
+    if not (encoded and codec.attended) or header.raw_layers:
+        data = allocate(shape.numel() * dtype.itemsize).view(dtype).view(shape)
+        return Packet(key, header.scope, token_ids, data)
+    layer = -(-codec.nbytes(shape[1:], dtype) // LAYER) * LAYER
+    return Packet(key, header.scope, token_ids, allocate(shape[0] * layer).view(shape[0], layer), shape)
 
 
 def _check_writable(packet: Packet, ids: np.ndarray) -> None:
@@ -169,30 +183,28 @@ def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
     return header, start, tokens
 
 
-def _read_layers(fd: int, header: PacketHeader, start: int, allocate: Allocator) -> torch.Tensor:
+def _read_layers(fd: int, header: PacketHeader, start: int, packet: Packet) -> None:
     """Keys and values straight into their memory, hashed on the way while they are in a core's own cache."""
-    dtype, layers = getattr(torch, header.identity.dtype), header.shape[0]
-    kv = allocate(prod(header.shape) * dtype.itemsize).view(dtype).view(header.shape)
-    memory, expanded = bytes_of(kv), kv[0].nbytes
-    sizes = _layer_sizes(header)
+    layers, sizes = header.shape[0], _layer_sizes(header)
+    memory, room = bytes_of(packet.data), packet.data[0].nbytes
     begins = [start, *(start + end for end in accumulate(sizes))]
     codec = CODECS[header.identity.codec]
-    together = max(1, PIECE // expanded) if codec.name == "raw" else 1  # layers a read; small ones cost more calls
+    together = max(1, PIECE // room) if codec.name == "raw" else 1  # layers a read; small ones cost more calls
 
     def read(run: range) -> None:
-        in_place = codec.name == "raw" or run.start in header.raw_layers
+        in_place = codec.name == packet.form or run.start in header.raw_layers
         stored = None if in_place else torch.empty(sizes[run.start], dtype=torch.uint8)
-        view = memory[run.start * expanded : run.stop * expanded] if stored is None else bytes_of(stored)
+        first = run.start * room
+        view = memory[first : first + len(run) * sizes[run.start]] if stored is None else bytes_of(stored)
         checksums = read_hashed(fd, view, begins[run.start], len(run))
         for layer, checksum in zip(run, checksums, strict=True):
             if checksum != header.checksums[layer]:
                 corrupt(f"the checksum of layer {layer} is wrong")
         if stored is not None:
-            codec.decode(stored, kv[run.start])
+            codec.decode(stored, packet.data[run.start])
 
     runs = [range(first, min(first + together, layers)) for first in range(0, layers, together)]
     _share(read, runs, min(THREADS, len(memory) // SHARE))
-    return kv
 
 
 def _share(read: Callable[[range], None], runs: Iterable[range], threads: int) -> None:

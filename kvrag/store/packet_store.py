@@ -225,6 +225,10 @@ class PacketStore:
         """Read packets into memory that a GPU can copy from by itself, from now on."""
         self._disk.allocate = pinned
 
+    def keep_encoded(self) -> None:
+        """Leave packets in their codec's bytes where kernels read those, from now on: `int8` and `fp8`."""
+        self._disk.encoded = True
+
     def row(self, key: PacketKey) -> PacketRow | None:
         """What the index says about a packet, without its texts."""
         return self._index.row(key)
@@ -244,7 +248,7 @@ class PacketStore:
         path = None if row is None else self._disk.path(row.identity, key)
         if path is None or not path.exists():
             return None
-        return PacketFile(path, key=key, allocate=self._disk.allocate, **options)
+        return PacketFile(path, key=key, allocate=self._disk.allocate, encoded=self._disk.encoded, **options)
 
     def dismiss(self, key: PacketKey, error: CorruptPacketError | OSError) -> None:
         """Act on an error of reading: what is not intact goes into quarantine, what is gone is forgotten."""

@@ -7,7 +7,6 @@ values. Every part is checked before anybody may use it: layers by their checksu
 import os
 from collections.abc import Callable
 from itertools import accumulate
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -22,7 +21,7 @@ from kvrag.store.blocks import Allocator, BlockArena
 from kvrag.store.bytes import bytes_of, read_exactly
 from kvrag.store.checksums import SEGMENT, segment_checksum
 from kvrag.store.codecs import CODECS
-from kvrag.store.format import _layer_sizes, _read_header
+from kvrag.store.format import _layer_sizes, _read_header, new_packet
 
 __all__ = ["SEGMENT", "PacketFile", "Read", "ReadCancelledError"]
 
@@ -47,7 +46,8 @@ class PacketFile:
         key: of the packet it must hold.
         read: what fills memory from the file, for those who count or pace bytes.
         cancelled: asked between parts.
-        allocate: gives the memory of `new_block`.
+        allocate: gives the memory of `new_packet`.
+        encoded: whether layers stay in their codec's bytes, as for `read_packet`.
 
     Attributes:
         header: what the file says about itself.
@@ -66,9 +66,10 @@ class PacketFile:
         read: Read = read_exactly,
         cancelled: Callable[[], bool] = lambda: False,
         allocate: Allocator | None = None,
+        encoded: bool = False,
     ) -> None:
         self._path, self._read, self._cancelled = path, read, cancelled
-        self._allocate = allocate or BlockArena(0)
+        self._allocate, self._encoded = allocate or BlockArena(0), encoded
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.header, self._start, tokens = _read_header(self._fd)
@@ -100,13 +101,12 @@ class PacketFile:
         """Whether some of its tokens can be read without the others."""
         return bool(self.header.segments)
 
-    def new_block(self) -> torch.Tensor:
-        """Uninitialised host memory `[L, 2, H, T, D]` for what is read."""
-        dtype = getattr(torch, self.header.identity.dtype)
-        return self._allocate(prod(self.header.shape) * dtype.itemsize).view(dtype).view(self.header.shape)
+    def new_packet(self) -> Packet:
+        """The packet, with uninitialised host memory for what is read."""
+        return new_packet(self.header, self.token_ids, self._allocate, encoded=self._encoded)
 
-    def read_layer(self, layer: int, kv: torch.Tensor) -> None:
-        """Fill layer `layer` of `kv` [L, 2, H, T, D].
+    def read_layer(self, layer: int, packet: Packet) -> None:
+        """Fill layer `layer` of a packet that `new_packet` made.
 
         Raises:
             CorruptPacketError: its checksum is wrong.
@@ -115,22 +115,22 @@ class PacketFile:
         """
         self._go_on()
         codec = CODECS[self.header.identity.codec]
-        in_place = codec.name == "raw" or layer in self.header.raw_layers
+        in_place = codec.name == packet.form or layer in self.header.raw_layers
         begin, end = self._places[layer : layer + 2]
-        data = kv[layer] if in_place else torch.empty(end - begin, dtype=torch.uint8)
-        view = bytes_of(data)
+        data = packet.data[layer] if in_place else torch.empty(end - begin, dtype=torch.uint8)
+        view = bytes_of(data)[: end - begin]
         self._read(self._fd, view, begin)
         if xxh3_128_hexdigest(view) != self.header.checksums[layer]:
             self._corrupt(f"the checksum of layer {layer} is wrong")
         if not in_place:
-            codec.decode(data, kv[layer])
+            codec.decode(data, packet.data[layer])
 
     def read_all(self, key: PacketKey) -> Packet:
         """The whole packet; errors as for `read_layer`."""
-        kv = self.new_block()
+        packet = self.new_packet()
         for layer in range(self.header.shape[0]):
-            self.read_layer(layer, kv)
-        return Packet(key, self.header.scope, self.token_ids, kv)
+            self.read_layer(layer, packet)
+        return packet
 
     def read_tokens(self, first: int, last: int, kv: torch.Tensor) -> None:
         """Fill tokens `first` to `last` of `kv` [L, 2, H, T, D]; both are at the bounds of segments.

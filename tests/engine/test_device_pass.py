@@ -171,7 +171,7 @@ def test_more_work_than_ever_before_gets_larger_buffers(models):
     places = np.zeros((1, 4), np.int64)
 
     def filled(extents):
-        readers = [[n * 1024, n * 1024 + 512, 16, 16, 4, 0, 0, 1, EVERY, 0] for n in range(extents)]
+        readers = [[n * 1024, n * 1024 + 512, 16, 16, 0, 0, 4, 0, 0, 1, EVERY, 0] for n in range(extents)]
         return works.filled(1, np.asarray(readers), np.ones(extents, np.float32), table, places)
 
     small = filled(3)

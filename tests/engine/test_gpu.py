@@ -49,6 +49,25 @@ def test_packets_built_on_the_cpu_serve_the_gpu(hf_tokenizer, tmp_path):
     assert gpu_attached.token_ids == attached.token_ids
 
 
+@pytest.mark.parametrize("codec", ["int8", "fp8"])
+def test_packets_in_bytes_give_the_answers_of_the_cpu(hf_tokenizer, tmp_path, codec):
+    """The CPU expands them when they are read; a GPU attends to them as they are, through recorded passes."""
+    found, forms = [], []
+    for device in ("cpu", "cpu", "cuda"):
+        model = LanguageModel(build_model(LlamaConfig(**TINY | {"head_dim": 32})).to(device), hf_tokenizer, name="tiny")
+        options = {"strategy": "no-recompute", "codec": codec, "loading": "load"}
+        with (
+            PacketStore(tmp_path) as store,
+            PacketEngine(model, store=store, adapter="none", **options) as engine,
+        ):
+            engine.build(CHUNKS)
+            forms.append({packet.form for packet in engine.prepare(PROMPT).packets.values()})
+            found.append(engine.generate(PROMPT, max_new_tokens=20))
+    assert forms[1:] == [{"raw"}, {codec}]
+    assert found[2].usage == found[1].usage
+    assert found[2].token_ids == found[1].token_ids
+
+
 @pytest.mark.parametrize("name", ["a3", "cacheblend", "lego-link", "prophetkv", "random-recompute", "sam-kv"])
 def test_tokens_computed_anew_give_the_answers_of_the_cpu(hf_tokenizer, tmp_path, name):
     """From packets in the pool; answers go on through recorded passes."""

@@ -52,8 +52,8 @@ def resources(kernel, constants: dict, architecture: int, warps: int = 4, stages
     }
 
 
-def attention(architecture: int, rows: int, group: int, head_dim: int) -> dict:
-    tile = tile_shape(rows, group, head_dim, hopper=architecture >= 90)
+def attention(architecture: int, rows: int, group: int, head_dim: int, form: str) -> dict:
+    tile = tile_shape(rows, group, head_dim, hopper=architecture >= 90, encoded=form != "raw")
     constants = {
         "HEADS": 8,
         "GROUP": group,
@@ -62,21 +62,24 @@ def attention(architecture: int, rows: int, group: int, head_dim: int) -> dict:
         "HALF": head_dim // 2,
         "BLOCK_ROWS": tile.block_rows,
         "BLOCK_TOKENS": tile.block_tokens,
+        "INT8": form == "int8",
+        "FP8": form == "fp8",
         "UPCAST": False,
         "EARLY": architecture >= 90,
     }
     found = resources(attend_units, constants, architecture, tile.warps, tile.stages)
-    return found | {"rows": rows, "group": group, "head_dim": head_dim, "block_rows": tile.block_rows}
+    return found | {"rows": rows, "group": group, "head_dim": head_dim, "form": form, "block_rows": tile.block_rows}
 
 
 if __name__ == "__main__":
     architecture = int(sys.argv[1])
-    shapes = [tuple(map(int, shape.split(","))) for shape in sys.argv[2:]]
+    form = sys.argv[2]
+    shapes = [tuple(map(int, shape.split(","))) for shape in sys.argv[3:]]
     small = {"D": 128, "PADDED": 128, "EARLY": architecture >= 90}
     print(  # noqa: T201
         json.dumps(
             {
-                "attend": [attention(architecture, *shape) for shape in shapes],
+                "attend": [attention(architecture, *shape, form) for shape in shapes],
                 "merge": resources(merge_parts, small | {"BLOCK_PARTS": 16}, architecture),
                 "write": resources(write_rows, small, architecture, warps=1),
             }

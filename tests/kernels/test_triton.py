@@ -303,12 +303,15 @@ SHAPES = [
     "32,8,256",
 ]
 
+ENCODED = ["1,4,128", "128,8,128", "32,7,128", "32,3,64", "32,8,256"]
 
+
+@pytest.mark.parametrize("form", ["raw", "int8", "fp8"])
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_kernels_compile_without_spilling(architecture):
+def test_kernels_compile_without_spilling(architecture, form):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = Path(__file__).parent / "resources.py"
-    command = [sys.executable, script, str(architecture), *SHAPES]
+    command = [sys.executable, script, str(architecture), form, *(SHAPES if form == "raw" else ENCODED)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)

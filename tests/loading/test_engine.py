@@ -142,7 +142,7 @@ def test_tokens_loaded_alone_are_the_stored_ones(new_engine):
     packet = engine.store.read(row.key)
     with engine.store.open(row.key) as file:
         assert isinstance(file, PacketFile)
-        block = file.new_block().fill_(7)
+        block = file.new_packet().data.fill_(7)
         file.read_tokens(128, packet.tokens, block)
         assert torch.equal(block[:, :, :, 128:], packet.kv[:, :, :, 128:])
         assert (block[:, :, :, :128] == 7).all()

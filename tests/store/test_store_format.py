@@ -293,17 +293,17 @@ def test_no_bytes_whatsoever_do_worse_than_being_corrupt(tmp_path_factory, data)
 
 def without(packet: Packet, **changes) -> Packet:
     return Packet(
-        **{"key": packet.key, "scope": packet.scope, "token_ids": packet.token_ids, "kv": packet.kv} | changes
+        **{"key": packet.key, "scope": packet.scope, "token_ids": packet.token_ids, "data": packet.kv} | changes
     )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kv": torch.zeros(1, 2, 1, 5, 4, dtype=torch.float16)}, "float16, the identity says float32"),
-        ({"kv": torch.zeros(2, 1, 5, 4)}, r"shape \[L, 2, H, T, D\]"),
-        ({"kv": torch.zeros(1, 3, 1, 5, 4)}, r"shape \[L, 2, H, T, D\]"),
-        ({"kv": torch.zeros(1, 2, 1, 0, 4)}, r"shape \[L, 2, H, T, D\]"),
+        ({"data": torch.zeros(1, 2, 1, 5, 4, dtype=torch.float16)}, "float16, the identity says float32"),
+        ({"data": torch.zeros(2, 1, 5, 4)}, r"shape \[L, 2, H, T, D\]"),
+        ({"data": torch.zeros(1, 3, 1, 5, 4)}, r"shape \[L, 2, H, T, D\]"),
+        ({"data": torch.zeros(1, 2, 1, 0, 4)}, r"shape \[L, 2, H, T, D\]"),
         ({"key": "0" * 64}, "use Scope.key"),
         ({"scope": Scope(IDENTITY, Recipe(), "another")}, "use Scope.key"),
     ],

@@ -17,7 +17,7 @@ class Chain:
     """Extents with the same readers.
 
     Attributes:
-        readers: `[extents, lanes, 10]`.
+        readers: `[extents, lanes, 12]`.
         scales: `[extents]`.
         begins: `[lanes]` the first row that sees any of the extents.
         width: rows of all lanes.
@@ -32,7 +32,7 @@ class Chain:
 
     @classmethod
     def of(cls, readers: np.ndarray, scales: np.ndarray) -> "Chain":
-        """The chain of readers `[extents, lanes, 10]` and scales `[extents]`."""
+        """The chain of readers `[extents, lanes, 12]` and scales `[extents]`."""
         begins = readers[:, :, _FIRST].min(0)
         width = int((readers[0, :, _LAST] - begins).sum())
         return cls(readers, scales, begins, width, int(readers[:, 0, _TOKENS].sum()))

@@ -1,15 +1,16 @@
 """Packet attention on a GPU: the work of a pass in fixed buffers, and the launches that read it."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 import torch
 
 from kvrag_kernels.packet_attention.operator import attend_to_work, register
+from kvrag_kernels.packet_attention.readers import forms_of
 from kvrag_kernels.packet_attention.table import AttentionTable
-from kvrag_kernels.packet_attention.tiles import count_multiprocessors, is_hopper, tile_shape
+from kvrag_kernels.packet_attention.tiles import count_multiprocessors, is_hopper, padded, tile_shape
 from kvrag_kernels.packet_attention.triton import (
     INTERPRETED,
     LOG2_E,
@@ -21,7 +22,7 @@ from kvrag_kernels.packet_attention.work import CapacityError, plan_work
 
 __all__ = ["DeviceWork"]
 
-_COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 4, "lanes": 3, "runs": 4}
+_COLUMNS = {"units": 2, "items": 4, "entries": 2, "pieces": 2, "piece_offsets": 6, "lanes": 3, "runs": 4}
 _KINDS = {"piece_offsets": np.int64, "places": np.int64} | dict.fromkeys(
     ("piece_scales", "cos", "sin", "group_scale", "group_bias"), np.float32
 )
@@ -42,11 +43,13 @@ class DeviceWork:
         half: E / 2 of the rotary embedding.
         capacity: rows of arrays by name, at least; what is not named gets a size that suffices for most.
         multiprocessors: to keep busy; 0 asks the device.
+        forms: that extents may have besides raw; every one makes kernels larger.
         before: called with a layer's number before its keys and values are read.
 
     Attributes:
         anchor: as given.
         rows: as given.
+        forms: as given.
         number: of these buffers in this process.
         arrays: what the kernels read, by name.
     """
@@ -62,33 +65,32 @@ class DeviceWork:
         *,
         capacity: dict[str, int] | None = None,
         multiprocessors: int = 0,
+        forms: Collection[str] = (),
         before: Callable[[int], object] = lambda layer: None,
     ) -> None:
         self.anchor = anchor
         self.rows = rows
+        self.forms = frozenset(forms)
         self.number = next(_numbers)
         register(self.number, self)
         self._before = before
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
         self._early = is_hopper(device)
-        self._tile = tile_shape(rows, group, head_dim, hopper=self._early, itemsize=anchor.itemsize)
+        self._tile = tile_shape(
+            rows, group, head_dim, hopper=self._early, itemsize=anchor.itemsize, encoded=bool(self.forms)
+        )
         self._programs = self._tile.programs * (multiprocessors or count_multiprocessors(device))
         sizes = {
             "counts": 2,
-            "units": 256,
-            "items": 256,
+            **dict.fromkeys(("units", "items"), 256),
             "entries": 4 * rows,
-            "pieces": 512,
-            "piece_offsets": 512,
-            "piece_scales": 512,
+            **dict.fromkeys(("pieces", "piece_offsets", "piece_scales"), 512),
             "lanes": 1024,
             "row_runs": rows + 1,
             "runs": 4 * rows,
-            "cos": 128,
-            "sin": 128,
-            "group_scale": 16,
-            "group_bias": 16,
+            **dict.fromkeys(("cos", "sin"), 128),
+            **dict.fromkeys(("group_scale", "group_bias"), 16),
             "places": rows,
             "parts": rows * max(1, min(64, _PARTS // rows)),
         }
@@ -130,7 +132,7 @@ class DeviceWork:
         """Put the next pass into the buffers, in the order of the device's stream.
 
         Args:
-            readers: `[N, 10]` int64, columns as in `READER`; rows of the pass that are not named read nothing.
+            readers: `[N, 12]` int64, columns as in `READER`; rows of the pass that are not named read nothing.
             scales: `[N]` float32 that multiply the scores.
             table: angles and merge groups; its items are not looked at.
             places: int64 `[rows, 4]`, where `write` puts a row: its key and its value in layer 0, head stride, layer
@@ -138,7 +140,12 @@ class DeviceWork:
 
         Raises:
             CapacityError: a buffer is too small; all of them hold what they held.
+            ValueError: an extent has a form that the buffers are not for.
         """
+        if not forms_of(readers) <= self.forms:
+            raise ValueError(
+                f"expected extents that are raw or {sorted(self.forms)}, found {sorted(forms_of(readers))}"
+            )
         work = plan_work(
             readers,
             scales,
@@ -196,7 +203,7 @@ class DeviceWork:
         write_rows[(key.shape[0], self._heads)](
             key, value, self.anchor, a["places"], layer,
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-            **self._launch(1, PADDED=_padded(self._head_dim)),
+            **self._launch(1, PADDED=padded(self._head_dim)),
         )  # fmt: skip
 
     def attend(self, query: torch.Tensor, layer: int, scaling: float) -> torch.Tensor:
@@ -210,13 +217,14 @@ class DeviceWork:
             a["piece_offsets"], a["piece_scales"], a["lanes"], self._partial, self._partial_lse,
             layer, scaling * LOG2_E, query.stride(0), query.stride(1),
             **self._launch(
-                tile.warps, tile.stages, HEADS=self._heads, GROUP=self._group, PADDED=_padded(D), HALF=self._half,
-                BLOCK_ROWS=tile.block_rows, BLOCK_TOKENS=tile.block_tokens, UPCAST=INTERPRETED,
+                tile.warps, tile.stages, HEADS=self._heads, GROUP=self._group, PADDED=padded(D), HALF=self._half,
+                BLOCK_ROWS=tile.block_rows, BLOCK_TOKENS=tile.block_tokens, INT8="int8" in self.forms,
+                FP8="fp8" in self.forms, UPCAST=INTERPRETED,
             ),
         )  # fmt: skip
         merge_parts[(query.shape[0], query.shape[1])](
             self._partial, self._partial_lse, a["counts"], a["row_runs"], a["runs"], a["group_scale"], a["group_bias"],
-            output, output.stride(0), output.stride(1), **self._launch(4, PADDED=_padded(D), BLOCK_PARTS=16),
+            output, output.stride(0), output.stride(1), **self._launch(4, PADDED=padded(D), BLOCK_PARTS=16),
         )  # fmt: skip
         return output
 
@@ -238,7 +246,3 @@ class DeviceWork:
         begin, size = self._offsets[name]
         kind = {np.int64: torch.int64, np.float32: torch.float32}.get(_KINDS.get(name, np.int32), torch.int32)
         return buffer[begin : begin + size].view(kind)
-
-
-def _padded(head_dim: int) -> int:
-    return 1 << (head_dim - 1).bit_length()

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from kvrag_kernels.packet_attention.device import DeviceWork
-from kvrag_kernels.packet_attention.readers import readers_of
+from kvrag_kernels.packet_attention.encoded import Scaled
+from kvrag_kernels.packet_attention.readers import forms_of, readers_of
 from kvrag_kernels.packet_attention.table import AttentionTable
 from kvrag_kernels.packet_attention.work import CapacityError
 
@@ -15,8 +16,8 @@ __all__ = ["packet_attention_triton"]
 
 def packet_attention_triton(
     query: torch.Tensor,
-    keys: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor | Scaled],
+    values: Sequence[torch.Tensor | Scaled],
     table: AttentionTable,
     scaling: float,
     **options: Any,
@@ -29,6 +30,7 @@ def packet_attention_triton(
     H = keys[0].shape[0]
     readers = readers_of(query, keys, values, table)
     half = table.cos.shape[1]
+    options = {"forms": forms_of(readers[0])} | options
     try:
         work = DeviceWork(query, S, H, HQ // H, D, half, **options)
         work.fill(*readers, table)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kvrag_kernels.packet_attention.encoded import Scaled
 from kvrag_kernels.packet_attention.table import AttentionItem, AttentionTable
 
 __all__ = ["packet_attention_reference", "rotate_back"]
@@ -28,8 +29,8 @@ def rotate_back(query: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
 
 def packet_attention_reference(
     query: torch.Tensor,
-    keys: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor | Scaled],
+    values: Sequence[torch.Tensor | Scaled],
     table: AttentionTable,
     scaling: float,
 ) -> torch.Tensor:
@@ -39,7 +40,7 @@ def packet_attention_reference(
 
     Shapes:
         query:   [S, HQ, D]  rotated at the rows' own positions
-        keys:    one [H, T, D] per item of the table
+        keys:    one [H, T, D] per item of the table, of the dtype of query or with scales of their own
         values:  one [H, T, D] per item
         returns: [S, HQ, D]  in the dtype of query
     """

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-__all__ = ["TileShape", "count_multiprocessors", "is_hopper", "tile_shape"]
+__all__ = ["TileShape", "count_multiprocessors", "is_hopper", "padded", "tile_shape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,9 @@ class TileShape:
     programs: int
 
 
-def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool, itemsize: int = 2) -> TileShape:
+def tile_shape(
+    rows: int, group: int, head_dim: int, *, hopper: bool, itemsize: int = 2, encoded: bool = False
+) -> TileShape:
     """The tile for passes of `rows` rows: as large as registers allow without spilling, which offline tests check.
 
     Args:
@@ -35,7 +37,14 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool, itemsize: 
         head_dim: D.
         hopper: compute capability 9.0 or later.
         itemsize: bytes of a key's number.
+        encoded: whether extents of bytes are among those read, whose numbers pass through registers.
     """
+    if encoded:
+        plain = tile_shape(rows, group, head_dim, hopper=hopper, itemsize=itemsize)
+        if plain.block_rows <= 16:
+            return plain
+        fewer = replace(plain, block_tokens=min(32, plain.block_tokens))
+        return fewer if hopper or plain.block_rows <= 32 else replace(fewer, block_rows=32, warps=4, programs=2)
     if itemsize > 2:
         half = tile_shape(rows, group, head_dim, hopper=hopper)
         return replace(half, block_tokens=max(16, half.block_tokens // 2))
@@ -52,6 +61,11 @@ def tile_shape(rows: int, group: int, head_dim: int, *, hopper: bool, itemsize: 
     if not (hopper and even):
         return TileShape(64, tokens, 8, 3, 1)
     return TileShape(64, tokens, 4, 3, 2) if wanted <= 128 else TileShape(128, tokens, 8, 3, 1)
+
+
+def padded(head_dim: int) -> int:
+    """D as kernels have it: the next power of two."""
+    return 1 << (head_dim - 1).bit_length()
 
 
 def count_multiprocessors(device: torch.device) -> int:

@@ -4,6 +4,8 @@
 same launch serves any prompt: that is what lets a CUDA graph hold it. Partial results are merged by a second kernel; a
 third puts a pass's own keys and values where the others look for them.
 
+Extents of bytes are read by branches that are compiled only for passes in which there may be such: INT8 and FP8 say so.
+
 With EARLY a kernel may begin while the one before it ends, and waits only before it reads what that one wrote: the
 tables of a pass are there from the start. Hopper's GPUs can do that.
 """
@@ -23,11 +25,20 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @triton.jit
+def _numbers(stored, kind: tl.constexpr, FORM: tl.constexpr):
+    """What was loaded, in the type that is computed with; fp8 in units of 256."""
+    if FORM == 2:  # as a float16 the bits are such a number, once the sign stands in front of it alone
+        stored = ((stored.to(tl.int16) * 128) & -0x4001).to(tl.float16, bitcast=True)
+    return stored.to(kind)
+
+
+@triton.jit
 def _tile(
     q_lo,
     q_hi,
     key,
     value,
+    scales,
     lo,
     hi,
     d,
@@ -38,9 +49,11 @@ def _tile(
     highest,
     total,
     output,
+    to_values,
     D: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
+    FORM: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """One step of online softmax; MASKED where a row does not see every token of the tile."""
@@ -55,8 +68,13 @@ def _tile(
         k_lo = tl.load(key + at + lo[None, :])
         k_hi = tl.load(key + at + hi[None, :])
         v = tl.load(value + at + d[None, :])
-    scores = tl.dot(q_lo, tl.trans(k_lo.to(q_lo.dtype)), input_precision="ieee")
-    scores = tl.dot(q_hi, tl.trans(k_hi.to(q_lo.dtype)), scores, input_precision="ieee")
+    scores = tl.dot(q_lo, tl.trans(_numbers(k_lo, q_lo.dtype, FORM)), input_precision="ieee")
+    scores = tl.dot(q_hi, tl.trans(_numbers(k_hi, q_lo.dtype, FORM)), scores, input_precision="ieee")
+    if FORM != 0:
+        unit: tl.constexpr = 256.0 if FORM == 2 else 1.0
+        key_scale = tl.load(scales + token, mask=token < needed, other=0.0).to(tl.float32)
+        value_scale = tl.load(scales + to_values + token, mask=token < needed, other=0.0).to(tl.float32)
+        scores *= (key_scale * unit)[None, :]
     if MASKED:
         seen = token[None, :] < limit[:, None]
         scores = tl.where(seen, scores, -1e30)
@@ -66,8 +84,48 @@ def _tile(
         weights = tl.where(seen, weights, 0.0)
     shrink = tl.exp2(highest - higher)
     total = total * shrink + tl.sum(weights, 1)
-    output = tl.dot(weights.to(q_lo.dtype), v.to(q_lo.dtype), output * shrink[:, None], input_precision="ieee")
+    if FORM != 0:
+        weights *= (value_scale * unit)[None, :]
+    v = _numbers(v, q_lo.dtype, FORM)
+    output = tl.dot(weights.to(q_lo.dtype), v, output * shrink[:, None], input_precision="ieee")
     return higher, total, output
+
+
+@triton.jit
+def _extent(
+    q_lo,
+    q_hi,
+    key,
+    value,
+    scales,
+    lo,
+    hi,
+    d,
+    in_half,
+    full,
+    needed,
+    limit,
+    highest,
+    total,
+    output,
+    to_values,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    FORM: tl.constexpr,
+):
+    """Online softmax over `needed` tokens, of which all rows see the first `full`."""
+    for first in range(0, full, BLOCK_TOKENS):
+        highest, total, output = _tile(
+            q_lo, q_hi, key, value, scales, lo, hi, d, in_half, first, full, limit, highest, total, output, to_values,
+            D, PADDED, BLOCK_TOKENS, FORM, False,
+        )  # fmt: skip
+    for first in tl.range(full, needed, BLOCK_TOKENS, num_stages=1):
+        highest, total, output = _tile(
+            q_lo, q_hi, key, value, scales, lo, hi, d, in_half, first, needed, limit, highest, total, output, to_values,
+            D, PADDED, BLOCK_TOKENS, FORM, True,
+        )  # fmt: skip
+    return highest, total, output
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -97,6 +155,8 @@ def attend_units(
     HALF: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
+    INT8: tl.constexpr,
+    FP8: tl.constexpr,
     UPCAST: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -135,10 +195,11 @@ def attend_units(
             tokens = tl.load(pieces + piece * 2)
             about = lanes + (tl.load(pieces + piece * 2 + 1) + lane) * 3
             scale = tl.load(piece_scales + piece) * scaling
-            place = layer.to(tl.int64) * tl.load(piece_offsets + piece * 4 + 3)
-            place += head * tl.load(piece_offsets + piece * 4 + 2)
-            key_at = place + tl.load(piece_offsets + piece * 4)
-            value_at = place + tl.load(piece_offsets + piece * 4 + 1)
+            layer_at = layer.to(tl.int64) * tl.load(piece_offsets + piece * 6 + 3)
+            head_stride = tl.load(piece_offsets + piece * 6 + 2)
+            place = layer_at + head * head_stride
+            key_at = place + tl.load(piece_offsets + piece * 6)
+            value_at = place + tl.load(piece_offsets + piece * 6 + 1)
             first_row = tl.load(about, mask=live, other=1 << 30)
             bound = tl.load(about + 1, mask=live, other=0)
             turn = tl.load(about + 2, mask=live, other=0)
@@ -163,17 +224,35 @@ def attend_units(
             q_lo = ((x * c + y * s) * scale).to(kind)
             q_hi = ((y * c - x * s) * scale).to(kind)
             tl.debug_barrier()  # keeps the next loads' addresses from being computed above, where registers are short
-            key = anchor + tl.multiple_of(key_at, 16)
-            value = anchor + tl.multiple_of(value_at, 16)
-            for first in range(0, full, BLOCK_TOKENS):
-                highest, total, output = _tile(
-                    q_lo, q_hi, key, value, lo, hi, d, in_half, first, full, limit, highest, total, output,
-                    D, PADDED, BLOCK_TOKENS, False,
-                )  # fmt: skip
-            for first in tl.range(full, needed, BLOCK_TOKENS, num_stages=1):
-                highest, total, output = _tile(
-                    q_lo, q_hi, key, value, lo, hi, d, in_half, first, needed, limit, highest, total, output,
-                    D, PADDED, BLOCK_TOKENS, True,
+            key_at = tl.multiple_of(key_at, 16)
+            value_at = tl.multiple_of(value_at, 16)
+            if INT8 or FP8:
+                form = tl.load(piece_offsets + piece * 6 + 5)
+                numbers = anchor.to(tl.pointer_type(tl.int8))
+                key_scales = anchor.to(tl.pointer_type(tl.float16)) + layer_at // 2
+                key_scales += tl.load(piece_offsets + piece * 6 + 4) + head * (head_stride // D)
+                to_values = HEADS * (head_stride // D)
+                if form == 0:
+                    highest, total, output = _extent(
+                        q_lo, q_hi, anchor + key_at, anchor + value_at, anchor, lo, hi, d, in_half, full, needed, limit,
+                        highest, total, output, 0, D, PADDED, BLOCK_TOKENS, 0,
+                    )  # fmt: skip
+                if INT8:  # noqa: SIM102  # this is known to the compiler, the form is not
+                    if form == 1:
+                        highest, total, output = _extent(
+                            q_lo, q_hi, numbers + key_at, numbers + value_at, key_scales, lo, hi, d, in_half, full,
+                            needed, limit, highest, total, output, to_values, D, PADDED, BLOCK_TOKENS, 1,
+                        )  # fmt: skip
+                if FP8:  # noqa: SIM102
+                    if form == 2:
+                        highest, total, output = _extent(
+                            q_lo, q_hi, numbers + key_at, numbers + value_at, key_scales, lo, hi, d, in_half, full,
+                            needed, limit, highest, total, output, to_values, D, PADDED, BLOCK_TOKENS, 2,
+                        )  # fmt: skip
+            else:
+                highest, total, output = _extent(
+                    q_lo, q_hi, anchor + key_at, anchor + value_at, anchor, lo, hi, d, in_half, full, needed, limit,
+                    highest, total, output, 0, D, PADDED, BLOCK_TOKENS, 0,
                 )  # fmt: skip
         part = ((first_part + entry) * HEADS + head) * GROUP + m % GROUP
         known = tl.maximum(total, 1e-30)

@@ -17,7 +17,8 @@ from kvrag_kernels.packet_attention.readers import EVERY, READER
 
 __all__ = ["CapacityError", "Work", "plan_work"]
 
-_TOKENS, _GROUP, _FIRST, _LAST, _BOUND, _TURN = map(READER.index, ("tokens", "group", "first", "last", "bound", "turn"))
+_COLUMNS = ("scales", "tokens", "group", "first", "last", "bound", "turn")
+_SCALES, _TOKENS, _GROUP, _FIRST, _LAST, _BOUND, _TURN = map(READER.index, _COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Work:
         items: `[items + 1, 4]` first piece, first entry, number of entries, first part; the last row ends the pieces.
         entries: `[entries, 2]` rows of the pass by chain, and the lane that each belongs to.
         pieces: `[pieces, 2]` tokens, and the first of its lanes.
-        piece_offsets: int64 `[pieces, 4]` key, value, head stride and layer stride.
+        piece_offsets: int64 `[pieces, 6]` key, value, head stride, layer stride, scales and form.
         piece_scales: float32 `[pieces]` that multiply the scores.
         lanes: `[lanes, 3]` first row, bound and turn.
         row_runs: `[rows + 1]` first of a row's runs.
@@ -93,7 +94,7 @@ def plan_work(
     The cut depends on nothing but the arguments, and not on addresses: the same pass gives the same bits again.
 
     Args:
-        readers: `[N, 10]`, columns as in `READER`; those of one extent agree in its place, tokens, group and scale.
+        readers: `[N, 12]`, columns as in `READER`; those of one extent agree in its place, tokens, group and scale.
         scales: `[N]` that multiply the scores.
         rows: S of the pass.
         head_dim: D.
@@ -130,6 +131,7 @@ def _of_chain(chain: Chain, length: int, rows: int, head_dim: int, groups: int, 
     readers = chain.readers[block]
     offsets = readers[:, 0, :_TOKENS]
     offsets[:, :2] += inside[:, None] * head_dim
+    offsets[:, _SCALES] += inside
     lanes = np.empty((len(at), chain.lanes, 3), np.int32)
     lanes[:, :, 0] = readers[:, :, _FIRST]
     bound = readers[:, :, _BOUND]
