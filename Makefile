@@ -60,7 +60,8 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/matching.py
-	$(BIN)/python benchmarks/reads.py
+	$(BIN)/python benchmarks/reads.py --out benchmarks/results/reads-cpu.json
+	$(BIN)/python benchmarks/remote.py --out benchmarks/results/remote-cpu.json
 	$(BIN)/python benchmarks/ttft.py
 	$(BIN)/kvrag demo --json > benchmarks/results/demo-cpu.json.new
 	mv benchmarks/results/demo-cpu.json.new benchmarks/results/demo-cpu.json

@@ -1,171 +1,152 @@
 """One RAG chain over langchain-huggingface and over kvrag, into benchmarks/results/frameworks-langchain.json.
 
-Prompt, documents, weights and length of answers are the same; only the chat model differs. Chat models take turns, so
-that a machine that slows down slows all of them: compare numbers of one file with each other. The timer of first_token
-rows starts with the question and ends with the first text of the stream, so retrieval and templates count. `defects`
-says what each chat model did when it was asked to stop, to report usage, to leave the event loop alone and to end.
+    pip install --no-deps langchain-huggingface==1.2.3     # it wants an older huggingface-hub than transformers does
+    python benchmarks/frameworks_langchain.py              # 2 to 3 minutes on 2 quiet CPU cores
 
-Needs `pip install --no-deps langchain-huggingface`: it wants an older huggingface-hub than transformers does.
+Prompt, documents, weights, dtype and sampling are the same; only the chat model differs. Chat models take turns in
+going first, so that a machine that slows down slows all of them. Times begin with the question, so retrieval and
+templates count, and are taken where scores are there (`TokenClock`); `first_text_ms` is when a reader of the stream
+sees something. `full-recompute` is kvrag without packets; packets are in host memory. `observed` is what each does with
+stop strings, options of a call, usage, the event loop, a reader who leaves, and a template that begins with the
+tokenizer's own first token.
 """
 
 import argparse
-import asyncio
 import json
-import platform
-import statistics
+import logging
 import tempfile
-import threading
-import time
-from datetime import date
-from importlib.metadata import version
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+from frameworks import (
+    Side,
+    TokenClock,
+    compare,
+    demo_parts,
+    first_tokens,
+    observe,
+    setting,
+    tasks,
+    with_two_beginnings,
+)
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.language_models import BaseChatModel
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from langchain_kvrag import ChatKVRag
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import LogitsProcessorList, pipeline
 
 from kvrag import PacketEngine
-from kvrag.demo.collection import load_questions, load_sections
 from kvrag.demo.weights import demo_folder
 
 RESULT = Path(__file__).parent / "results" / "frameworks-langchain.json"
-PROMPT = ChatPromptTemplate.from_messages(
+TEMPLATE = ChatPromptTemplate.from_messages(
     [("human", "Answer from these documents.\n\n{context}\n\nQuestion: {question}\nAnswer briefly.")]
 )
-STOP = " the"
+Make = Callable[[int, TokenClock], Any]
 
 
-def texts_of(question, sections, k):
-    """The section that answers, among others."""
-    others = [section for section in sections if section.name != question.source][: k - 1]
-    return [section.text for section in [*others, *(s for s in sections if s.name == question.source)]]
+class Chat(Side):
+    """A chat model, which `make` makes for a number of tokens and a clock."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+
+    def rag(self, question: str, texts: Sequence[str], limit: int, clock: TokenClock) -> Iterator[str]:
+        def join(found: list[Document]) -> str:
+            return "\n\n".join(document.page_content for document in found)
+
+        vectors = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
+        vectors.add_documents([Document(text) for text in texts])
+        retriever = vectors.as_retriever(search_kwargs={"k": len(texts)})
+        chain = {"context": retriever | join, "question": RunnablePassthrough()} | TEMPLATE | self._make(limit, clock)
+        return (chunk.text for chunk in chain.stream(question))
+
+    def answer(self, prompt: str, limit: int, clock: TokenClock, **call: Any) -> tuple[str, bool]:
+        message = self._make(limit, clock).invoke(prompt, **call)
+        return message.text, message.usage_metadata is not None
+
+    def stream(self, prompt: str, limit: int, clock: TokenClock, **call: Any) -> Iterator[str]:
+        for chunk in self._make(limit, clock).stream(prompt, **call):
+            yield chunk.text
+
+    async def aanswer(self, prompt: str, limit: int, clock: TokenClock) -> str:
+        return (await self._make(limit, clock).ainvoke(prompt)).text
+
+    async def astream(self, prompt: str, limit: int, clock: TokenClock) -> AsyncIterator[str]:
+        async for chunk in self._make(limit, clock).astream(prompt):
+            yield chunk.text
 
 
-def retriever_of(texts):
-    vectors = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
-    vectors.add_documents([Document(text) for text in texts])
-    return vectors.as_retriever(search_kwargs={"k": len(texts)})
+def huggingface(model: Any, tokenizer: Any) -> Make:
+    """Options are the pipeline's, as `HuggingFacePipeline.from_model_id` hands them on."""
+
+    def make(limit: int, clock: TokenClock) -> BaseChatModel:
+        generate = pipeline(
+            "text-generation",
+            model=model,
+            tokenizer=tokenizer,
+            max_new_tokens=limit,
+            do_sample=False,
+            return_full_text=False,
+            logits_processor=LogitsProcessorList([clock]),
+        )
+        return ChatHuggingFace(llm=HuggingFacePipeline(pipeline=generate), tokenizer=tokenizer, model_id="demo")
+
+    return make
 
 
-def chain_of(retriever, chat):
-    def join(documents):
-        return "\n\n".join(document.page_content for document in documents)
+def kvrag(engine: PacketEngine, strategy: str | None = None) -> Make:
+    def make(limit: int, clock: TokenClock) -> Any:
+        return ChatKVRag(engine=engine, max_tokens=limit, strategy=strategy).bind(logits_processor=[clock])
 
-    return {"context": retriever | join, "question": RunnablePassthrough()} | PROMPT | chat
-
-
-def timed(chain, question, tokenizer):
-    begin = time.perf_counter()
-    first, text = 0.0, ""
-    for chunk in chain.stream(question):
-        if chunk.text and not first:
-            first = time.perf_counter()
-        text += chunk.text
-    end = time.perf_counter()
-    tokens = len(tokenizer.encode(text, add_special_tokens=False))
-    return {
-        "first_token_ms": 1e3 * (first - begin),
-        "per_token_ms": 1e3 * (end - first) / max(1, tokens - 1),
-        "answer": text,
-    }
-
-
-def defects(chat):
-    """What a chat model does beyond answering."""
-    question = "Tell me everything that you know about the sea."
-    stopped = chat.invoke(question, stop=[STOP])
-    seen = {
-        "stop_string": STOP,
-        "answer_to_be_stopped": stopped.text,
-        "usage_reported": stopped.usage_metadata is not None,
-        "finish_reason": stopped.response_metadata.get("finish_reason"),
-    }
-    seen |= asyncio.run(loop_of(chat, question))
-    before = set(threading.enumerate())
-    stream = chat.stream(question)
-    next(stream)
-    stream.close()
-    time.sleep(0.1)
-    seen["threads_at_work_after_closing_a_stream"] = len(set(threading.enumerate()) - before)
-    return seen
-
-
-async def loop_of(chat, question):
-    """How often the event loop came round while a chat model answered, or why it did not answer."""
-    task, ticks = asyncio.create_task(chat.ainvoke(question)), 0
-    while not task.done():
-        await asyncio.sleep(0.005)
-        ticks += 1
-    error = task.exception()
-    return {"ainvoke": type(error).__name__ if error else "answers", "event_loop_ticks_meanwhile": ticks}
+    return make
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--documents", type=int, default=5)
-    parser.add_argument("--max-tokens", type=int, default=24)
-    arguments = parser.parse_args()
-    limit = arguments.max_tokens
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
     folder = demo_folder("demo")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    generate = pipeline(
-        "text-generation", model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), tokenizer=tokenizer
-    )
-    options = {"max_new_tokens": limit, "do_sample": False, "return_full_text": False}
-    huggingface = ChatHuggingFace(
-        llm=HuggingFacePipeline(pipeline=generate, pipeline_kwargs=options), tokenizer=tokenizer, model_id=str(folder)
-    )
-    sections, questions = load_sections(), load_questions()[: arguments.questions]
+    model, tokenizer = demo_parts(folder)
+    theirs = Chat(huggingface(model, tokenizer))
+    ends = [tokenizer.eos_token_id]
     with tempfile.TemporaryDirectory() as store:
-        engine = PacketEngine.from_pretrained("demo", store=store, computed_bytes=0)
-        texts = {question: texts_of(question, sections, arguments.documents) for question in questions}
-        engine.build(text for several in texts.values() for text in several)
-        chats = {
-            "langchain-huggingface": huggingface,
-            "kvrag, full-recompute": ChatKVRag(engine=engine, max_tokens=limit, strategy="full-recompute"),
-            "kvrag, packets": ChatKVRag(engine=engine, max_tokens=limit),
-        }
-        runs = {name: [] for name in chats}
-        for number, question in enumerate([questions[0], *questions]):
-            retriever = retriever_of(texts[question])
-            for name in list(chats)[:: 1 if number % 2 else -1]:
-                run = timed(chain_of(retriever, chats[name]), question.question, tokenizer)
-                if number:  # the first question warms up
-                    runs[name].append(run | {"question": question.question, "reference": question.reference})
-        result = {
-            "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "model": "demo",
-            "dtype": "bfloat16",
-            "documents": arguments.documents,
-            "versions": {name: version(name) for name in ("langchain-core", "langchain-huggingface", "transformers")},
-            "chat_models": {
-                name: {
-                    "first_token_ms": round(statistics.median(run["first_token_ms"] for run in rows), 1),
-                    "per_token_ms": round(statistics.median(run["per_token_ms"] for run in rows), 1),
-                    "answers_with_the_reference": sum(r["reference"].lower() in r["answer"].lower() for r in rows),
-                    "runs": rows,
-                }
-                for name, rows in runs.items()
-            },
-            "defects": {name: defects(chat) for name, chat in chats.items() if name != "kvrag, full-recompute"},
-        }
-        engine.close()
-    base = result["chat_models"]["langchain-huggingface"]
-    for row in result["chat_models"].values():
-        row["first_token_times_sooner"] = round(base["first_token_ms"] / row["first_token_ms"], 2)
-    RESULT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(
-        json.dumps({k: {x: y for x, y in v.items() if x != "runs"} for k, v in result["chat_models"].items()}, indent=1)
-    )
-    print(json.dumps(result["defects"], indent=1))
+        engine = PacketEngine.from_pretrained("demo", store=f"{store}/packets", computed_bytes=0)
+        beginnings = with_two_beginnings(folder)
+        other = PacketEngine.from_pretrained(
+            (demo_parts(folder)[0], beginnings), store=f"{store}/other", adapter="none", strategy="no-recompute"
+        )
+        with engine, other:
+            sides: dict[str, Side] = {
+                "langchain-huggingface": theirs,
+                "kvrag, full-recompute": Chat(kvrag(engine, "full-recompute")),
+                "kvrag, packets": Chat(kvrag(engine)),
+            }
+            engine.build(text for _, texts in tasks(options.questions, options.documents) for text in texts)
+            result = setting("langchain-core", "langchain-huggingface") | {
+                "documents": options.documents,
+                **compare(sides, options.questions, options.documents, options.tokens, ends),
+            }
+            result["observed"] = {
+                name: observe(sides[name], ends, "max_tokens")
+                | {"first_tokens_of_a_prompt": first_tokens(twice, beginnings.bos_token_id)}
+                for name, twice in (
+                    ("langchain-huggingface", Chat(huggingface(model, beginnings))),
+                    ("kvrag, packets", Chat(kvrag(other))),
+                )
+            }
+    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What a minute of learning from a store does for an adapter that never saw its domain, into one file.
 
-    python benchmarks/new_domain.py squad_dev.json.gz --adapter FILE --steps 400 --out benchmarks/results/new-domain-h200.json
+    python benchmarks/new_domain.py squad_dev.json.gz --adapter FILE --out benchmarks/results/new-domain-h200.json
 
-The file's passages are built into a store. The adapter is measured on the file's questions before and after `kvrag train
-adapter --from` that store, which sees the passages and what the model itself asks about them, never the file's questions.
+The file's passages are built into a store. The adapter is measured on the file's questions before and after `kvrag
+train adapter --from` that store, which sees the passages and what the model itself asks about them, and never the
+file's questions.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="questions with passages that the adapter never saw")
     parser.add_argument("--adapter", type=Path, required=True, help="to begin with")
-    parser.add_argument("--passages", default="4,8", help="of a prompt")
+    parser.add_argument("--passages", default="4,8", help="of a prompt, with commas between")
     parser.add_argument("--limit", default="1000", help="questions to measure with")
     parser.add_argument("--texts", type=int, default=2000, help="passages to build, at most")
     parser.add_argument("--steps", default="400")

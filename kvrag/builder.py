@@ -10,10 +10,12 @@ from kvrag.adapter import Adapter
 from kvrag.errors import AdapterError, PromptError, PromptTooLongError
 from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, Scope
+from kvrag.store.codecs import CODECS
 
-__all__ = ["BuildReport", "Chunk", "Encoding", "batches", "encode_batch", "tokenize_chunk"]
+__all__ = ["BuildReport", "Chunk", "Encoding", "batches", "encode_batch", "file_bytes", "tokenize_chunk"]
 
 _BATCH_TOKENS = 1024
+_HEADER = 4096  # bytes of a packet's file in front of the data
 
 
 @dataclass
@@ -23,7 +25,9 @@ class BuildReport:
     Attributes:
         built: packets computed and stored.
         registered: texts that are known now and get their packet when prompts ask for it.
+        left_out: texts that are known now, and whose packets the store has no room for.
         existing: texts whose packet was there already.
+        existing_bytes: of these packets.
         too_short: texts under 32 characters, which get no packet and are always computed as text.
         rejected: (beginning of the text, reason) for texts that cannot have a packet.
         tokens: rows computed.
@@ -33,7 +37,9 @@ class BuildReport:
 
     built: int = 0
     registered: int = 0
+    left_out: int = 0
     existing: int = 0
+    existing_bytes: int = 0
     too_short: int = 0
     rejected: list[tuple[str, str]] = field(default_factory=list)
     tokens: int = 0
@@ -67,6 +73,12 @@ def tokenize_chunk(model: LanguageModel, scope: Scope, text: str) -> Chunk:
             f"found {rows}; split it into smaller chunks"
         )
     return Chunk(text, ids)
+
+
+def file_bytes(model: LanguageModel, codec: str, rows: int) -> int:
+    """Bytes that a packet of so many rows takes on disk, a little more or less."""
+    g = model.geometry
+    return _HEADER + g.layers * CODECS[codec].nbytes((2, g.kv_heads, rows, g.head_dim), model.dtype) + 8 * rows
 
 
 def batches(chunks: Iterable[Chunk], tokens: int = _BATCH_TOKENS) -> Iterator[list[Chunk]]:

@@ -5,12 +5,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
-from kvrag.builder import BuildReport, Chunk, batches, tokenize_chunk
+from kvrag.builder import BuildReport, Chunk, batches, file_bytes, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
 from kvrag.deferred import DeferredBuilds
 from kvrag.errors import KVRagError, PromptError, PromptTooLongError, StoreError
@@ -23,6 +24,7 @@ from kvrag.plan import Prepared
 from kvrag.policy import policy_from_name
 from kvrag.probe import check_movable
 from kvrag.progress import progress_bar
+from kvrag.prompt import stripped
 from kvrag.reader import PromptReader
 from kvrag.request import Request
 from kvrag.settings import Sampling
@@ -60,7 +62,8 @@ class PacketEngine:
             codec are other packets.
         policy: when packets are built: "eager" (by `build`), "on-first-use" (when the first prompt with a text has been
             answered) or "hot-set" (after two of them; "hot-set=N" after N). Without "eager", `build` only makes texts
-            known as documents.
+            known as documents. A budget of the store bounds them all: "eager" builds what finds room, the others keep
+            the packets that prompts use most.
         computed_bytes: of keys and values to keep from earlier prompts, for prompts that begin the same way.
         device_memory: bytes on a GPU to keep packets in; by default 0.4 of what is free.
         cuda_graphs: on a GPU, record passes of few rows when they first come, and replay them from then on.
@@ -180,16 +183,18 @@ class PacketEngine:
             What became of every text.
 
         Raises:
+            PromptError: `texts` are no strings, or a single one.
             StoreError: the store cannot be written.
         """
         begin = time.perf_counter()
         scope = self.scope(strategy)
         report = BuildReport()
-        chunks = self._missing(dict.fromkeys(text.strip() for text in texts), scope, report)
+        chunks = self._missing(dict.fromkeys(stripped(texts)), scope, report)
         if self.policy.uses:
             self.store.expect(scope, [(chunk.text, scope.key(chunk.ids)) for chunk in chunks])
             report.registered, report.seconds = len(chunks), time.perf_counter() - begin
             return report
+        chunks = self._that_find_room(chunks, scope, report)
         with progress_bar("building packets", len(chunks), show=progress) as advance:
             pending: list[tuple[Sequence[Chunk], Any]] = []
             for batch in [*batches(chunks), None]:
@@ -232,7 +237,7 @@ class PacketEngine:
 
         Raises:
             PromptTooLongError: it does not fit into the context window.
-            PromptError: it is empty.
+            PromptError: it is empty, or neither a string nor messages.
             SettingsError: an unknown option.
             EngineError: the engine is closed.
         """
@@ -370,14 +375,16 @@ class PacketEngine:
         self._worker.submit(Request(prepared, sampling, delivery, chosen.name, started, match_ms, fetched.report))
         self._loader.write_back(fetched.unstored)
         if self._deferred is not None:  # behind the request, which they must not delay
-            for key, text in prepared.missed.items():
-                self._deferred.meet(self.scope(chosen), key, text)
+            self._deferred.meet(self.scope(chosen), prepared.packets.values(), prepared.missed)
 
     def _read(self, prompt: Prompt, strategy: Strategy, documents: Sequence[str]) -> tuple[Prepared, float, Fetched]:
         if not prompt:
             raise PromptError("expected a prompt, found an empty one")
-        text = prompt if isinstance(prompt, str) else self.model.render([dict(message) for message in prompt])
-        return self._reader.read(text, strategy, self.scope(strategy), documents)
+        if not isinstance(prompt, str):
+            if not all(isinstance(message, Mapping) for message in prompt):
+                raise PromptError("expected a string, or messages such as {'role': 'user', 'content': 'Hello'}")
+            prompt = self.model.render([dict(message) for message in prompt])
+        return self._reader.read(prompt, strategy, self.scope(strategy), documents)
 
     def _missing(self, texts: Iterable[str], scope: Scope, report: BuildReport) -> list[Chunk]:
         """The chunks whose packets are to be built; the others are counted."""
@@ -397,12 +404,28 @@ class PacketEngine:
                 try:
                     self.store.register(scope, text, key)
                     report.existing += 1
+                    row = self.store.row(key)
+                    report.existing_bytes += row.bytes if row else 0
                     continue
                 except StoreError:
                     if self.store.has(key, scope):
                         raise
             missing.append(chunk)  # it never was there, or somebody has just removed it
         return missing
+
+    def _that_find_room(self, chunks: Sequence[Chunk], scope: Scope, report: BuildReport) -> list[Chunk]:
+        """The first chunks, as many as the store's budget has room for beside the packets that it has of this build.
+
+        To build the others too would only take room from these; they become known, and are counted.
+        """
+        if self.store.room is None:
+            return list(chunks)
+        sizes = [file_bytes(self.model, self.codec, len(chunk.ids) + scope.recipe.extra_tokens) for chunk in chunks]
+        room = self.store.room - report.existing_bytes
+        fit = sum(end <= room for end in accumulate(sizes))
+        self.store.expect(scope, [(chunk.text, scope.key(chunk.ids)) for chunk in chunks[fit:]])
+        report.left_out = len(chunks) - fit
+        return list(chunks[:fit])
 
     def _notice_changed_weights(self) -> None:
         """Somebody may train or switch the model he gave us; its packets then belong to another identity."""

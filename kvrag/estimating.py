@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from kvrag.builder import Chunk, encode_batch, tokenize_chunk
+from kvrag.builder import Chunk, encode_batch, file_bytes, tokenize_chunk
 from kvrag.errors import DataError, PromptError
 from kvrag.matching import HEAD_CHARS
 from kvrag.packet import Packet, Scope
+from kvrag.prompt import stripped
 from kvrag.store.codecs import CODECS
 from kvrag.store.format import read_packet, write_packet
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildEstimate", "estimate"]
 
-_HEADER = 4096  # bytes of a packet's file in front of the data
 _LONG_S = 600.0
 _SHARE = 0.5  # of the free disk that packets may take
 
@@ -80,7 +80,7 @@ def estimate(engine: "PacketEngine", texts: Iterable[str], *, folder: Path, samp
         DataError: no text can have a packet.
         OSError: `folder` cannot be written.
     """
-    scope, given = engine.scope(), list(dict.fromkeys(text.strip() for text in texts))
+    scope, given = engine.scope(), list(dict.fromkeys(stripped(texts)))
     chunks = [chunk for text in given if (chunk := _chunk(engine, scope, text))]
     if not chunks:
         raise DataError(f"expected texts of at least {HEAD_CHARS} characters, found none among {len(given)}")
@@ -89,7 +89,7 @@ def estimate(engine: "PacketEngine", texts: Iterable[str], *, folder: Path, samp
     measured = sorted(chunks, key=lambda chunk: abs(len(chunk.ids) - average))[:sample]
     rates, write_s, load_s = _measure(engine, scope, measured, folder)
     compute, write, load = average / median(rates), median(write_s), median(load_s)
-    sizes = {name: sum(_file_bytes(engine, name, count) for count in rows) for name in CODECS}
+    sizes = {name: sum(file_bytes(engine.model, name, count) for count in rows) for name in CODECS}
     free = shutil.disk_usage(folder).free
     saved = compute - load
     uses = math.ceil((compute + write) / saved) if saved > 0 else None
@@ -149,11 +149,6 @@ def _write(path: Path, packet: Packet) -> float:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return taken
-
-
-def _file_bytes(engine: "PacketEngine", codec: str, rows: int) -> int:
-    g, dtype = engine.model.geometry, engine.model.dtype
-    return _HEADER + g.layers * CODECS[codec].nbytes((2, g.kv_heads, rows, g.head_dim), dtype) + 8 * rows
 
 
 def _advice(size: int, free: int, build_s: float, uses: int | None) -> tuple[str, str]:

@@ -105,7 +105,7 @@ class LanguageModel:
         Raises:
             ModelError: it cannot be loaded.
         """
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        chosen = _device(device)
         kind = _auto_dtype(chosen) if dtype == "auto" else dtype
         try:
             with _without_bars():
@@ -575,6 +575,20 @@ def _geometry(config: Any) -> Geometry:
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return Geometry(int(config.num_hidden_layers), kv_heads, heads, head_dim)
+
+
+def _device(name: str) -> str:
+    """The device of this name, which is there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"expected a device that PyTorch has here, such as 'auto', 'cpu' or 'cuda', found {name!r} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return name
 
 
 def _auto_dtype(device: str) -> torch.dtype:

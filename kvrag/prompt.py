@@ -1,6 +1,6 @@
 """Cuts a prompt into segments: text to compute, and packets to attach where their texts stand."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kvrag.errors import PromptError
@@ -8,7 +8,24 @@ from kvrag.matching import Match
 from kvrag.packet import PacketKey
 from kvrag.tokenizing import ChunkTokenizer
 
-__all__ = ["PacketSegment", "Segment", "SoftSegment", "TextSegment", "segment_prompt"]
+__all__ = ["PacketSegment", "Segment", "SoftSegment", "TextSegment", "segment_prompt", "stripped"]
+
+
+def stripped(texts: Iterable[str]) -> Iterator[str]:
+    """The texts of chunks without the white space around them.
+
+    Raises:
+        PromptError: they are no texts, or a single one, which would be read letter by letter.
+    """
+    if isinstance(texts, str):
+        raise PromptError(f"expected several texts, found one: {texts[:40]!r}; put it into a list")
+    for text in texts:
+        if not isinstance(text, str):
+            raise PromptError(
+                f"expected texts, found a {type(text).__name__}; give what prompts will contain of it, such as "
+                "`page_content` of LangChain's documents or `get_content()` of LlamaIndex's nodes"
+            )
+        yield text.strip()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.plan import Prepared
-from kvrag.prompt import PacketSegment, Segment, segment_prompt
+from kvrag.prompt import PacketSegment, Segment, segment_prompt, stripped
 from kvrag.store import Hold, PacketStore
 from kvrag.strategies import Strategy
 
@@ -74,7 +74,7 @@ class PromptReader:
     def prefetch(self, texts: Iterable[str], scope: Scope) -> Hold:
         """Load the packets of documents and hold them; remember the documents either way."""
         keys: list[PacketKey] = []
-        for text in (given.strip() for given in texts):
+        for text in stripped(texts):
             known = fingerprint(text)
             key = None if known is None else self._store.find(scope, known.digest)
             if key is not None:
@@ -110,7 +110,7 @@ class PromptReader:
     ) -> list[tuple[int, int]]:
         """Where texts known to be documents stand without a packet."""
         with self._lock:
-            known = {document.strip() for document in documents} | self._documents.keys()
+            known = set(stripped(documents)) | self._documents.keys()
         spans: list[tuple[int, int]] = []
         for document in sorted(known - {""}, key=len, reverse=True):
             at = text.find(document)

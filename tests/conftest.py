@@ -112,9 +112,11 @@ def new_engine(hf_tokenizer, tmp_path: Path) -> Iterator[Callable[..., PacketEng
     engines: list[PacketEngine] = []
     stores: list[PacketStore] = []
 
-    def make(*, config=None, dtype: torch.dtype = torch.float32, seed: int = 0, folder: str = "store", **options):
+    def make(
+        *, config=None, dtype: torch.dtype = torch.float32, seed: int = 0, folder="store", disk_bytes=None, **options
+    ):
         model = LanguageModel(build_model(config or LlamaConfig(**TINY), dtype, seed), hf_tokenizer, name="tiny")
-        stores.append(PacketStore(tmp_path / folder))
+        stores.append(PacketStore(tmp_path / folder, disk_bytes=disk_bytes))
         engines.append(
             PacketEngine(model, store=stores[-1], **{"adapter": "none", "strategy": "no-recompute"} | options)
         )

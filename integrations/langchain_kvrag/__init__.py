@@ -9,6 +9,7 @@ except ModuleNotFoundError as error:
         "expected langchain-core to be installed, found none; pip install 'kvrag[langchain]'", name=error.name
     ) from error
 
+from langchain_kvrag.byte_store import PacketByteStore
 from langchain_kvrag.chat_model import ChatKVRag
 from langchain_kvrag.errors import ContextWindowError
 from langchain_kvrag.messages import docs_to_messages
@@ -17,7 +18,14 @@ from langchain_kvrag.retriever import KVRagRetriever
 if TYPE_CHECKING:
     from langchain_kvrag.middleware import KVRagMiddleware
 
-__all__ = ["ChatKVRag", "ContextWindowError", "KVRagMiddleware", "KVRagRetriever", "docs_to_messages"]
+__all__ = [
+    "ChatKVRag",
+    "ContextWindowError",
+    "KVRagMiddleware",
+    "KVRagRetriever",
+    "PacketByteStore",
+    "docs_to_messages",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ class ChatKVRag(EngineChat):
         engine: answers; shared by copies, left out of pickles and traces, closed by whoever made it.
         model: its name in traces and in metadata; also given as `model_name`; by default the engine's model's.
         temperature: 0 picks the most likely token.
-        max_tokens: of an answer at most.
+        max_tokens: of an answer at most; also given as `max_new_tokens`.
         top_p: nucleus of probability to sample from.
         top_k: number of tokens to sample from; 0 is all.
         repetition_penalty: divides the logits of tokens that already occurred; 1 is none.
@@ -62,7 +62,7 @@ class ChatKVRag(EngineChat):
     engine: PacketEngine = Field(exclude=True, repr=False)
     model: str = Field(default="", validation_alias=AliasChoices("model", "model_name"))
     temperature: float | None = None
-    max_tokens: int | None = None
+    max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
     top_p: float | None = None
     top_k: int | None = None
     repetition_penalty: float | None = None

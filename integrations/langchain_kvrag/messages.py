@@ -23,9 +23,14 @@ def docs_to_messages(documents: Iterable[Document]) -> list[HumanMessage]:
 
     Every document is a text block of its own. `ChatKVRag` thereby knows what is document text even where it has no
     packet, so that what looks like a special token in it stays text; other chat models see plain text.
+
+    Raises:
+        PromptError: they are no documents.
     """
     blocks: list[str | dict[str, Any]] = []
     for document in documents:
+        if not isinstance(document, Document):
+            raise PromptError(f"expected documents, found a {type(document).__name__}; wrap texts as Document(text)")
         if blocks:
             blocks.append({"type": "text", "text": _BETWEEN})
         # no block id: a random one would make every prompt a new one for LangChain's caches

@@ -40,9 +40,9 @@ _FRAMEWORK_ONLY = frozenset({"extra_headers", "formatted"})
 class KVRagLLM(CustomLLM):
     """A language model that attaches the packets of the chunks it finds in a prompt.
 
-    Every option can also be given with a single call, by the name of the field; `max_new_tokens` is another name of
-    `max_tokens`, `documents` names texts known to be documents, None stands for the field's value, and unknown options
-    raise `SettingsError`.
+    Every option can also be given with a single call, by the name of the field. `max_new_tokens` is another name of
+    `max_tokens`, here and there; of a call, `documents` names texts known to be documents. None stands for the field's
+    value, and unknown options raise `SettingsError`.
 
     Prompts reach the model through its chat template, once: messages as they are, a string as one user message. Only a
     string passed with `formatted=True` is taken as it is; that is what LlamaIndex's `predict` passes after it applied
@@ -81,6 +81,8 @@ class KVRagLLM(CustomLLM):
 
     def __init__(self, engine: PacketEngine, **settings: Any) -> None:
         reference = EngineReference(engine, "build KVRagLLM(engine) in the process that answers")
+        if "max_new_tokens" in settings:
+            settings.setdefault("max_tokens", settings.pop("max_new_tokens"))
         template = ModelTemplate(reference)
         defaults = {
             "model_name": engine.model.name,

@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 from kvrag.engine import PacketEngine
-from kvrag.errors import EngineError
+from kvrag.errors import EngineError, SettingsError
 
 __all__ = ["EngineReference"]
 
@@ -17,9 +17,16 @@ class EngineReference:
     Args:
         engine: to refer to.
         advice: what to do in a process that has no engine; ends the error message.
+
+    Raises:
+        SettingsError: it is no engine.
     """
 
     def __init__(self, engine: PacketEngine | None, advice: str) -> None:
+        if not isinstance(engine, PacketEngine | None):
+            raise SettingsError(
+                f"expected a PacketEngine, found {engine!r}; make one with PacketEngine.from_pretrained"
+            )
         self._engine = engine
         self._advice = advice
 

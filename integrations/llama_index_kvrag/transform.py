@@ -43,6 +43,11 @@ class KVRagTransform(TransformComponent):
     _reference: EngineReference = PrivateAttr()
 
     def __init__(self, engine: PacketEngine, *, strategy: str | None = None, progress: bool | None = None) -> None:
+        reference = EngineReference(
+            engine,
+            "run the pipeline with num_workers=1, or give the nodes of one that only splits to another one that begins "
+            "with KVRagTransform; the engine computes several chunks at once in any case",
+        )
         fields: dict[str, Any] = {
             "identity": engine.scope(strategy).digest,
             "store": str(engine.store.root),
@@ -50,11 +55,7 @@ class KVRagTransform(TransformComponent):
             "progress": progress,
         }
         super().__init__(**fields)
-        self._reference = EngineReference(
-            engine,
-            "run the pipeline with num_workers=1, or give the nodes of one that only splits to another one that begins "
-            "with KVRagTransform; the engine computes several chunks at once in any case",
-        )
+        self._reference = reference
 
     @classmethod
     def class_name(cls) -> str:

@@ -10,6 +10,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.utilities.token_counting import TokenCounter
 
+from kvrag.errors import SettingsError
 from llama_index_kvrag.llm import KVRagLLM
 
 if TYPE_CHECKING:
@@ -41,7 +42,15 @@ class WholeChunkPromptHelper(PromptHelper):
         Args:
             llm: that will answer.
             options: `chunk_size_limit` and what else `PromptHelper` takes.
+
+        Raises:
+            SettingsError: it is another LLM.
         """
+        if not isinstance(llm, KVRagLLM):
+            raise SettingsError(
+                f"expected a KVRagLLM, found a {type(llm).__name__}; for another LLM give its window and tokenizer to "
+                "WholeChunkPromptHelper itself, as to LlamaIndex's PromptHelper"
+            )
         made = cls.from_llm_metadata(llm.metadata, tokenizer=llm.engine.model.tokenizer.encode, **options)
         assert isinstance(made, cls)
         made._token_counter = _ModelTokenCounter(llm)

@@ -16,6 +16,8 @@ from kvrag.cli.options import (
     AdapterOption,
     CodecOption,
     DeviceOption,
+    DiskBytesOption,
+    LoadingOption,
     ModelOption,
     NamespaceOption,
     RemoteOption,
@@ -48,6 +50,8 @@ def ask(
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
     remote: RemoteOption = None,
+    disk_bytes: DiskBytesOption = None,
+    loading: LoadingOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer a question from the chunks that suit it best, attaching their packets.
@@ -62,7 +66,8 @@ def ask(
         from kvrag.cli.answering import answer_from
 
         options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
-        with open_built(place, model, policy=place.policy, remote=remote, **options) as (engine, index):
+        kept = {"policy": place.policy, "remote": remote, "disk_bytes": disk_bytes}
+        with open_built(place, model, loading=loading, **kept, **options) as (engine, index):
             nodes = index.as_retriever(similarity_top_k=top_k).retrieve(question)
             answers = [
                 answer_from(nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens)

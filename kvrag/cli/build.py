@@ -18,6 +18,7 @@ from kvrag.cli.options import (
     AdapterOption,
     CodecOption,
     DeviceOption,
+    DiskBytesOption,
     ModelOption,
     NamespaceOption,
     PolicyOption,
@@ -26,7 +27,7 @@ from kvrag.cli.options import (
     StrategyOption,
 )
 from kvrag.cli.remote import check_remote, upload
-from kvrag.cli.terminal import note, quiet
+from kvrag.cli.terminal import note, quiet, warn
 from kvrag.errors import KVRagError, SettingsError
 from kvrag.progress import progress_bar
 
@@ -74,6 +75,7 @@ def build(
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
     remote: RemoteOption = None,
+    disk_bytes: DiskBytesOption = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Build nothing; tell sizes, times and a suitable policy.")
     ] = False,
@@ -96,6 +98,7 @@ def build(
         codec_from_name(codec)
         check_remote(remote)
         policy_from_name(policy)
+        budget = place.disk_bytes(disk_bytes)
         documents = _read(found.files, folder, found.skipped)
         _name_skipped(found.skipped, folder)
         if not documents:
@@ -115,11 +118,12 @@ def build(
         place.create()
         with (
             place.locked(),
-            PacketStore(place.packets, remote=remote) as packets,
+            PacketStore(place.packets, disk_bytes=budget, remote=remote) as packets,
             PacketEngine.from_pretrained(model, store=packets, policy=policy, **options) as engine,
         ):
             nodes = _split(documents, engine, chunk_tokens, found.skipped)
             place.keep_policy(policy)
+            place.keep_disk_bytes(budget)
             report = engine.build(_seen_by_the_model(nodes))
             index = place.open_index(namespace, embedding)
             unreadable = [name_of(skip.path) for skip in found.skipped if not skip.unsupported]
@@ -184,8 +188,11 @@ def _show(summary: _Summary) -> None:
     hidden = f", {summary.hidden} hidden left out" if summary.hidden else ""
     counts = f"{packets.built} built, {packets.existing} existing"
     counts += f", {packets.registered} registered" if packets.registered else ""
+    counts += f", {packets.left_out} without room" if packets.left_out else ""
     typer.echo(f"files    {summary.files} read{skipped}{hidden}")
     typer.echo(f"chunks   {len(change.added)} added, {change.kept} unchanged, {len(change.stale)} removed")
     typer.echo(f"packets  {counts}, {packets.too_short} too short, {len(packets.rejected)} rejected")
     typer.echo(f"written  {decimal(packets.bytes)}")
+    if packets.left_out:
+        warn("--disk-bytes has no room for all packets; with --policy hot-set those are kept that questions use most")
     typer.echo(f"seconds  {summary.seconds:.1f}")

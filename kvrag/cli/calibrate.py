@@ -16,6 +16,7 @@ from kvrag.cli.options import (
     AdapterOption,
     CodecOption,
     DeviceOption,
+    DiskBytesOption,
     ModelOption,
     NamespaceOption,
     RemoteOption,
@@ -60,6 +61,7 @@ def calibrate(
     namespace: NamespaceOption = "default",
     device: DeviceOption = "auto",
     remote: RemoteOption = None,
+    disk_bytes: DiskBytesOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the choice of questions and chunks.")] = 0,
     report: Annotated[Path | None, typer.Option("--report", dir_okay=False, help="Markdown file to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -80,7 +82,7 @@ def calibrate(
         from kvrag.progress import progress_bar
 
         options = {"strategy": strategy, "adapter": adapter, "codec": codec, "namespace": namespace, "device": device}
-        with open_built(place, model, remote=remote, **options) as (engine, index):
+        with open_built(place, model, remote=remote, disk_bytes=disk_bytes, **options) as (engine, index):
             chosen = _written(engine, index, limit, seed) if asked is None else _some(asked, limit, seed)
             cases = _retrieve(engine, index, chosen, top_k, max_new_tokens)
             with progress_bar("comparing answers", len(cases)) as advance:

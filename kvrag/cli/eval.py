@@ -149,5 +149,7 @@ def _show(rows: "list[QualityRow]") -> None:
 
 
 def spread(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """A value with its interval in brackets."""
-    return "-" if value is None else f"{value:{form}} ({low:{form}}-{high:{form}})"
+    """A value with its interval in brackets, where ? is an end without a bound."""
+    if value is None:
+        return "-"
+    return f"{value:{form}} ({'-'.join('?' if end is None else f'{end:{form}}' for end in (low, high))})"

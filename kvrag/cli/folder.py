@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvrag.cli.terminal import note
-from kvrag.errors import KVRagError, StoreError
+from kvrag.errors import KVRagError, SettingsError, StoreError
 from kvrag.files import replace_file
 
 if TYPE_CHECKING:
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["StoreFolder", "packet_store_in"]
 
 
+_UNLIMITED = "unlimited"
+
+
 @dataclass(frozen=True)
 class StoreFolder:
     """Where everything is.
 
     Attributes:
-        root: `packets/`, `chroma/`, `policy` and `build.lock` are below it.
+        root: `packets/`, `chroma/`, `policy`, `disk_bytes` and `build.lock` are below it.
     """
 
     root: Path
@@ -48,6 +52,26 @@ class StoreFolder:
     def keep_policy(self, name: str) -> None:
         """Have the commands that ask follow this policy."""
         replace_file(self.root / "policy", name.encode())
+
+    def disk_bytes(self, given: str | None) -> int | None:
+        """Bytes that packets may take, None for no limit: those of a size such as 20GB, by default those kept.
+
+        Raises:
+            SettingsError: it is no size.
+        """
+        kept = self.root / "disk_bytes"
+        size = (kept.read_text() if kept.is_file() else _UNLIMITED) if given is None else given
+        if size.strip().lower() == _UNLIMITED:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b|b)?", size.strip().lower())
+        nbytes = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " ")) if found else 0
+        if nbytes < 1:
+            raise SettingsError(f'expected --disk-bytes such as 500MB, 20GB, 20GiB or "unlimited", found {size!r}')
+        return nbytes
+
+    def keep_disk_bytes(self, nbytes: int | None) -> None:
+        """Have all commands keep to this budget until they are told another one."""
+        replace_file(self.root / "disk_bytes", (_UNLIMITED if nbytes is None else str(nbytes)).encode())
 
     def create(self) -> None:
         """Make the folder, for its owner alone: it holds the documents' texts.

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from kvrag.cli import texts_in_use
+from kvrag.cli.app import FAILURE
 from kvrag.cli.folder import StoreFolder, packet_store_in
-from kvrag.cli.options import JsonOption, StoreOption
+from kvrag.cli.options import JsonOption, RemoteOption, StoreOption
 from kvrag.cli.store import open_store, store_commands
-from kvrag.cli.terminal import printable, quiet, results, write_json
+from kvrag.cli.terminal import printable, quiet, results, warn, write_json
 from kvrag.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def gc(
     quarantine_days: Annotated[
         float | None, typer.Option("--quarantine-days", min=0, help="Delete files quarantined so many days ago.")
     ] = None,
+    uploads: Annotated[
+        bool,
+        typer.Option("--uploads", help="Delete from --remote too what this store uploaded and has no more."),
+    ] = False,
+    remote: RemoteOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,6 +69,8 @@ def gc(
     """
     if collection and not chroma:
         raise SettingsError("expected --chroma with --collection, found none; name where the collections are")
+    if uploads and remote is None:
+        raise SettingsError("expected a remote to delete uploads from, found none; give --remote or set KVRAG_REMOTE")
     seconds = _seconds(grace)
     place = StoreFolder(packet_store_in(store).parent)
     is_built = packet_store_in(store) == place.packets and place.chroma.is_dir()
@@ -74,22 +82,32 @@ def gc(
         *(texts_in_use.in_files(file) for file in texts or ()),
     ]
     alone = place.locked() if is_built and not dry_run else nullcontext()
-    with quiet(), alone, open_store(store) as packets, Console(stderr=True).status("collecting"):
+    with (
+        quiet(),
+        alone,
+        open_store(store, remote if uploads else None) as packets,
+        Console(stderr=True).status("collecting"),
+    ):
         report = packets.gc(
             chain.from_iterable(sources) if sources else None,
             grace=seconds,
             namespace=namespace,
             identities=[_identity(packets, digest) for digest in identity or ()],
             quarantined=None if quarantine_days is None else quarantine_days * 86400,
+            uploads=uploads,
             dry_run=dry_run,
         )
     if as_json:
         removed = [asdict(row) for row in report.removed]
         counts = {name: getattr(report, name) for name in ("marked", "packets", "alive", "young", "bytes", "dry_run")}
         emptied = {"quarantine": [str(path) for path in report.emptied], "quarantine_bytes": report.emptied_bytes}
-        write_json(counts | {"removed": removed} | emptied)
+        objects = {"withdrawn": [upload.key for upload in report.withdrawn], "kept_back": report.kept_back}
+        write_json(counts | {"removed": removed} | emptied | objects)
     else:
         _tell(report)
+    if report.kept_back:
+        warn("the remote does not let go of all objects; the same command tries again")
+        raise typer.Exit(FAILURE)
 
 
 def _tell(report: "GcReport") -> None:
@@ -103,6 +121,9 @@ def _tell(report: "GcReport") -> None:
     would = "would be " if report.dry_run else ""
     out.print(f"{report.marked} texts in use; {report.alive} packets alive, {report.young} young")
     out.print(f"{len(report.removed)} packets {would}removed, {decimal(report.bytes)}")
+    if report.withdrawn:
+        size = decimal(sum(upload.bytes for upload in report.withdrawn))
+        out.print(f"{len(report.withdrawn)} objects of the remote {would}deleted, {size}")
     if report.emptied:
         out.print(f"{len(report.emptied)} quarantined files {would}deleted, {decimal(report.emptied_bytes)}")
 

@@ -19,7 +19,13 @@ __all__ = ["open_built"]
 
 @contextmanager
 def open_built(
-    place: StoreFolder, model: str, *, namespace: str, remote: str | None = None, **options: Any
+    place: StoreFolder,
+    model: str,
+    *,
+    namespace: str,
+    remote: str | None = None,
+    disk_bytes: str | None = None,
+    **options: Any,
 ) -> "Iterator[tuple[PacketEngine, VectorStoreIndex]]":
     """The engine over a store's packets, and the index over a namespace's chunks.
 
@@ -28,21 +34,27 @@ def open_built(
         model: "demo", a folder or a hub id.
         namespace: whose chunks.
         remote: where packets are shared with other machines.
-        options: `strategy`, `adapter`, `codec`, `policy` and `device` of the engine.
+        disk_bytes: as the user wrote it; kept for later commands.
+        options: `strategy`, `adapter`, `codec`, `policy`, `loading` and `device` of the engine.
 
     Raises:
-        SettingsError: no strategy or codec has that name, or the remote is none.
+        SettingsError: no strategy, codec or way of loading has that name, or the remote or the budget is none.
         StoreError: the store has no packets for this model and these options, or no chunks in this namespace.
     """
     from kvrag.demo import retrieval
     from kvrag.engine import PacketEngine
+    from kvrag.loading import loading_from
     from kvrag.store import PacketStore
     from kvrag.store.codecs import codec_from_name
     from kvrag.strategies import strategy_from_name
 
     strategy_from_name(options["strategy"])  # a wrong name shall not cost the loading of a model
     codec_from_name(options["codec"])
-    with PacketStore(place.packets, remote=remote) as packets:
+    loading_from(options.get("loading", "auto"))
+    budget = place.disk_bytes(disk_bytes)
+    with PacketStore(place.packets, disk_bytes=budget, remote=remote) as packets:
+        if disk_bytes is not None:
+            place.keep_disk_bytes(budget)
         with Console(stderr=True).status("loading the model"):
             opened = PacketEngine.from_pretrained(
                 model, store=packets, computed_bytes=0, namespace=namespace, **options

@@ -9,8 +9,10 @@ __all__ = [
     "AdapterOption",
     "CodecOption",
     "DeviceOption",
+    "DiskBytesOption",
     "DtypeOption",
     "JsonOption",
+    "LoadingOption",
     "ModelOption",
     "NamespaceOption",
     "PolicyOption",
@@ -45,6 +47,22 @@ PolicyOption = Annotated[
     str,
     typer.Option(
         "--policy", help="When packets are built: eager, on-first-use, hot-set (after two uses) or hot-set=N (after N)."
+    ),
+]
+LoadingOption = Annotated[
+    str,
+    typer.Option(
+        "--loading",
+        help="How packets get into memory: load, compute, both at once, or auto: whatever is soonest.",
+    ),
+]
+DiskBytesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--disk-bytes",
+        metavar="SIZE",
+        help='Disk for packets: 500MB, 20GB, 20GiB or "unlimited"; by default as before.',
+        show_default=False,
     ),
 ]
 NamespaceOption = Annotated[

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvrag.cli.app import FAILURE, app
-from kvrag.cli.folder import packet_store_in
+from kvrag.cli.folder import StoreFolder, packet_store_in
 from kvrag.cli.options import JsonOption, RemoteOption, StoreOption
 from kvrag.cli.remote import upload
 from kvrag.cli.terminal import printable, quiet, results, write_json
@@ -39,16 +39,22 @@ _REMEDIES = {
 }
 
 
-def open_store(root: Path, remote: str | None = None) -> "PacketStore":
+def open_store(root: Path, remote: str | None = None, *, writing: bool = False) -> "PacketStore":
     """The packet store at `root`, or the one in the folder that `kvrag build` made there.
+
+    Args:
+        root: one of the two.
+        remote: where packets are shared with other machines.
+        writing: keep to the budget of the folder's last build; otherwise nothing makes room.
 
     Raises:
         StoreError: there is none, or it cannot be used.
     """
     folder = packet_store_in(root)  # before the import, which takes seconds
+    budget = StoreFolder(folder.parent).disk_bytes(None) if writing else None
     from kvrag.store import PacketStore
 
-    return PacketStore(folder, remote=remote)
+    return PacketStore(folder, disk_bytes=budget, remote=remote)
 
 
 @store_commands.command()
@@ -106,7 +112,7 @@ def push(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_js
     """Upload what the remote does not have yet, and wait for it; exits with 1 when something is left."""
     if remote is None:
         raise SettingsError("expected a remote to upload packets to, found none; give --remote or set KVRAG_REMOTE")
-    with quiet(), open_store(store, remote) as packets:
+    with quiet(), open_store(store, remote, writing=True) as packets:
         left = upload(packets)
         total = packets.stat().packets
     if as_json:
@@ -137,7 +143,7 @@ def verify(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_
 @store_commands.command()
 def repair(store: StoreOption = Path(".kvrag"), remote: RemoteOption = None, as_json: JsonOption = False) -> None:
     """Make files and index agree again; no good packet is lost. Exits with 1 when something is left to do by hand."""
-    with quiet(), open_store(store, remote) as packets:
+    with quiet(), open_store(store, remote, writing=True) as packets:
         with Console(stderr=True).status("reading every packet"):
             report = packets.repair()
         left = list(packets.verify(deep=False))

@@ -154,7 +154,8 @@ def _closed(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _interval(value: float, resampled: np.ndarray) -> Interval:
-    low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
+    with np.errstate(invalid="ignore"):  # between an infinite number and a finite one there is none
+        low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 

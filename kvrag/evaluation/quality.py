@@ -152,4 +152,5 @@ def _row(cases: Cases, method: str, found: Mapping[str, Sequence[Score]], seed: 
 
 def _spread(name: str, ends: str, interval: Interval | None) -> dict[str, float | None]:
     values = (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
-    return dict(zip((name, f"{ends}_low", f"{ends}_high"), values, strict=True))
+    finite = (None if value is None or not math.isfinite(value) else value for value in values)
+    return dict(zip((name, f"{ends}_low", f"{ends}_high"), finite, strict=True))

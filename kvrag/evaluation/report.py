@@ -56,7 +56,7 @@ class QualityRow:
         em: exact matches, 0 to 100.
         contains: answers that contain an accepted one, 0 to 100.
         gap_closed, gap_low, gap_high: share of what no-recompute loses that the method wins back, by paired bootstrap;
-            None where full recompute is less than 5 F1 ahead.
+            None where full recompute is less than 5 F1 ahead; an end is None where resamples leave it without a bound.
         kl: KL(full recompute || method) in nats per token of full recompute's answer, mean over the questions.
         first_token_agreement: share of the questions whose first token is full recompute's, 0 to 1.
         computed_tokens: rows of a prompt computed at question time, mean.

@@ -45,17 +45,15 @@ class Assembly:
         self._opened: dict[PacketKey, Packet] = {}
         self._encodings: dict[PacketKey, Encoding] = {}
         self._chunks: dict[PacketKey, Chunk] = {}
-        self._part: Part | None = None
 
     def load(self, part: Part) -> bool:
-        """Load a part; False when it is not there. Belongs to the loading thread."""
-        self._part = part
+        """Load a part; False when it is not there. Belongs to the loading threads."""
         item, loader = part.item, self._loader
         begin = time.perf_counter()
         try:
             if part.whole and loader.live.now().load_s(item.nbytes) < _SWIFT and not loader.opened:
                 return self._load_at_once(part)
-            file = loader.store.open(item.key, cancelled=self._cancelled, **loader.opened)
+            file = loader.store.open(item.key, cancelled=lambda: self.ends.ended or part.dropped, **loader.opened)
             if file is None:
                 return self._load_at_once(part)
             with file:
@@ -101,7 +99,7 @@ class Assembly:
         packet = self._loader.store.read(part.item.key)
         if packet is None or (not part.whole and not self._made_whole(part)):
             return False
-        self._loader.live.loaded(packet.nbytes, time.perf_counter() - begin)
+        self._loader.rates_of(part.item).loaded(packet.nbytes, time.perf_counter() - begin)
         self._whole[part.item.key] = packet
         return True
 
@@ -109,9 +107,10 @@ class Assembly:
         key = part.item.key
         if not part.whole and not file.splits and not self._made_whole(part):
             return False
-        if key not in self._opened:
-            self._opened[key] = file.new_packet()
-        packet = self._opened[key]
+        with self.ends.lock:
+            if key not in self._opened:
+                self._opened[key] = file.new_packet()
+            packet = self._opened[key]
         if not part.whole:
             begin = time.perf_counter()
             file.read_tokens(part.first, part.last, packet.data)
@@ -143,6 +142,3 @@ class Assembly:
         if key not in self._chunks:
             self._chunks[key] = Chunk(text, self._loader.model.tokenizer.encode(text, literal=True))
         return self._chunks[key]
-
-    def _cancelled(self) -> bool:
-        return self.ends.ended or (self._part is not None and self._part.dropped)

@@ -49,10 +49,11 @@ class Division(Schedule):
         items: to bring.
         rates: that decide.
         mode: which sides work.
+        loads: at a time, which changes nothing about who brings what.
     """
 
-    def __init__(self, items: Sequence[Item], rates: Rates, mode: LoadingMode) -> None:
-        super().__init__(items, lambda: rates, mode)
+    def __init__(self, items: Sequence[Item], rates: Rates, mode: LoadingMode, loads: int = 1) -> None:
+        super().__init__(items, lambda: rates, mode, loads=loads)
         self.computed = divide(self.items, rates, mode)
 
     def next_to_load(self, now: float) -> Part | None:

@@ -1,4 +1,4 @@
-"""Two threads at the two ends of a schedule."""
+"""Threads at the two ends of a schedule."""
 
 import threading
 import time
@@ -13,13 +13,14 @@ _RECHECK = 0.02  # seconds after which a side that had nothing to do asks again:
 
 
 class BothEnds:
-    """Brings everything in a schedule: the calling thread sees to computing, a thread of its own to loading.
+    """Brings everything in a schedule: the calling thread sees to computing, threads of their own to loading.
 
     A load that hangs holds nobody up: once the rest is there, its thread is left behind and what it brings is ignored.
 
     Args:
         schedule: of what there is to do; nobody else touches it.
-        load: brings a part; True when it is there, False when the packet cannot be loaded. Called without the lock.
+        load: brings a part; True when it is there, False when the packet cannot be loaded. Called without the lock, by
+            as many threads as the schedule allows loads at a time.
         compute: brings parts, in one pass. Called without the lock.
         arrived: told under the lock whenever something is there.
         clock: seconds.
@@ -41,7 +42,8 @@ class BothEnds:
 
     def run(self) -> None:
         """Return when everything is there or lost; raises what either side raises."""
-        threading.Thread(target=self._load_all, name="kvrag-load", daemon=True).start()
+        for _ in range(self._schedule.loads):
+            threading.Thread(target=self._load_all, name="kvrag-load", daemon=True).start()
         try:
             with self.lock:
                 while self._going_on():
@@ -85,7 +87,7 @@ class BothEnds:
                     self._schedule.finish(part)
                 elif part in part.item.parts:  # otherwise the other side does it already
                     self._schedule.fail(part)
-                self._error = error
+                self._error = self._error or error
                 self._tell()
 
     def _going_on(self) -> bool:

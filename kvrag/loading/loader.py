@@ -13,13 +13,14 @@ from kvrag.completion import LoadReport
 from kvrag.errors import StoreError
 from kvrag.loading.assembly import Assembly
 from kvrag.loading.division import Division
-from kvrag.loading.parts import GRAIN, Item
+from kvrag.loading.parts import GRAIN, Item, Part
 from kvrag.loading.rates import LiveRates, Rates
 from kvrag.loading.schedule import Schedule
 from kvrag.loading.settings import Loading
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.store import PacketRow, PacketStore
+from kvrag.store.packet_store import REQUESTS
 
 __all__ = ["Fetched", "PacketLoader", "guessed_rates"]
 
@@ -55,7 +56,8 @@ class Fetched:
 class PacketLoader:
     """Brings the packets of prompts into host memory, by loading, by computing, or by both at once. Thread-safe.
 
-    However many prompts ask for a packet, it is brought once: claims of the store see to that. What is computed goes
+    However many prompts ask for a packet, it is brought once: claims of the store see to that. Those that only a remote
+    has are fetched several at a time, and what that takes is measured apart from the disk. What is computed goes
     through host memory on a GPU too, since it is kept there and written back; the pool copies it to the device again.
 
     Args:
@@ -78,9 +80,13 @@ class PacketLoader:
     ) -> None:
         self.model, self.adapter, self.store, self.loading = model, adapter, store, loading
         self.opened = dict(opened or {})
-        self.live = LiveRates(loading.rates or guessed_rates(model))
+        self.live, self._remote = (LiveRates(loading.rates or guessed_rates(model)) for _ in range(2))
         self._run = run
         self._writer: ThreadPoolExecutor | None = None
+
+    def rates_of(self, item: Item) -> LiveRates:
+        """What is measured of loads from where a packet is."""
+        return self._remote if item.remote else self.live
 
     def fetch(self, wanted: Mapping[PacketKey, str | Chunk], scope: Scope) -> Fetched:
         """Bring packets into host memory.
@@ -184,23 +190,29 @@ class PacketLoader:
                 self.store.settle(key, None)
 
     def _schedule(self, items: Sequence[Item]) -> Schedule:
+        remote = sum(item.remote for item in items)
+        loads = max(1, min(REQUESTS, remote))
         if self.loading.deterministic:
-            return Division(items, self.loading.rates or self.live.now(), self.loading.mode)
-        return Schedule(
-            items,
-            self.live.now,
-            self.loading.mode,
-            on_drop=lambda part, now: self.live.loaded(round(part.left), now - part.moved),
-        )
+            return Division(items, self.loading.rates or self.live.now(), self.loading.mode, loads)
+
+        def rates() -> Rates:
+            now = self.live.now()
+            far = self._remote.now() if remote else now  # which decides, since it takes longest
+            return now.model_copy(update={"bandwidth": far.bandwidth, "latency": far.latency})
+
+        def dropped(part: Part, now: float) -> None:
+            self.rates_of(part.item).loaded(round(part.left), now - part.moved)
+
+        return Schedule(items, rates, self.loading.mode, dropped, loads)
 
     def _item(self, row: PacketRow, text: str | Chunk, scope: Scope) -> Item:
         tokens = row.tokens
         if not tokens:  # a remote has listed it, and nobody here has read it yet
             ids = text.ids if isinstance(text, Chunk) else self.model.tokenizer.encode(text, literal=True)
             tokens = len(ids) + scope.recipe.extra_tokens
-        if not self.store.has(row.key):
-            return Item(row.key, tokens, 0)
-        return Item(row.key, tokens, row.bytes, scope.identity.codec == "raw" and tokens > GRAIN)
+        tier = self.store.tier_of(row.key)
+        splits = tier == "disk" and scope.identity.codec == "raw" and tokens > GRAIN
+        return Item(row.key, tokens, row.bytes if tier else 0, splits, tier == "remote")
 
 
 def guessed_rates(model: LanguageModel) -> Rates:

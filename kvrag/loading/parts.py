@@ -19,6 +19,7 @@ class Item:
         tokens: T.
         nbytes: of its numbers where they are stored; 0 when they are not.
         splits: whether some of its tokens can be loaded without the others.
+        remote: whether it comes from a remote, where most of a load is waiting.
         front: tokens in front of this one are computed, or being computed.
         back: tokens from this one on are loaded, or being loaded.
         lost: nobody can bring it.
@@ -30,6 +31,7 @@ class Item:
     tokens: int
     nbytes: int
     splits: bool = False
+    remote: bool = False
     front: int = 0
     back: int = -1
     lost: bool = False

@@ -26,6 +26,7 @@ class Schedule:
         rates: asked for whenever something is decided.
         mode: which sides work, and whether they ask first if it is worth it.
         on_drop: told of loads that are dropped, and when: the only sign of a store that has stopped answering.
+        loads: at a time; each of them is taken to be as fast as the rates say.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Schedule:
         rates: Callable[[], Rates],
         mode: LoadingMode = "auto",
         on_drop: Callable[[Part, float], None] = lambda part, now: None,
+        loads: int = 1,
     ) -> None:
         now = rates()
+        self.loads = loads
         self._on_drop = on_drop
         self.items = sorted(items, key=lambda item: _value(item, now))  # stable: otherwise as in the prompt
         self._rates, self._mode = rates, mode
@@ -177,7 +180,7 @@ class Schedule:
         """Seconds until all open tokens are there, with both sides at work."""
         items = [item for item in self.items if item.open]
         compute = _compute_s(items, rates)
-        load = sum(rates.load_s(item.share(item.front, item.back)) for item in items if item.nbytes)
+        load = self._at_a_time([rates.load_s(item.share(item.front, item.back)) for item in items if item.nbytes])
         if not load or any(not item.nbytes for item in items):
             return compute
         return 1 / (1 / compute + 1 / load)
@@ -200,15 +203,20 @@ class Schedule:
         """Seconds until the loading side alone would have brought everything that is not being computed."""
         if self._mode == "compute":
             return float("inf")
-        under_way, slower = 0.0, 1.0
+        under_way, slower = [], 1.0
         for part in self._under_way(loading=True):
             expected, elapsed = max(1e-9, rates.load_s(part.left)), now - part.moved
             slower = max(slower, elapsed / expected)
-            under_way += abs(expected - elapsed)  # what is late will be as late again
+            under_way.append(abs(expected - elapsed))  # what is late will be as late again
         items = [item for item in self.items if item.open]
         if any(not item.nbytes for item in items):
             return float("inf")
-        return under_way + slower * sum(rates.load_s(item.share(item.front, item.back)) for item in items)
+        waiting = [slower * rates.load_s(item.share(item.front, item.back)) for item in items]
+        return self._at_a_time(under_way + waiting)
+
+    def _at_a_time(self, seconds: list[float]) -> float:
+        """How long loads of so many seconds take, as many at a time as are allowed."""
+        return max([sum(seconds) / self.loads, *seconds])
 
     def _compute_left(self, rates: Rates, now: float, without: Item | None = None) -> float:
         """Seconds until the computing side alone would have brought all others that are not being loaded."""

@@ -29,7 +29,7 @@ def write_all(fd: int, data: memoryview) -> None:
 
 def read_hashed(fd: int, data: memoryview, offset: int, layers: int) -> list[str]:
     """Fill `data` from the file and return the checksums of its layers, which are equally long."""
-    if layers > 1:
+    if layers > 1 or len(data) <= PIECE:  # all at once is hashed faster than in pieces, but only out of a core's cache
         read_exactly(fd, data, offset)
         size = len(data) // layers
         return [xxh3_128_hexdigest(data[begin : begin + size]) for begin in range(0, len(data), size)]

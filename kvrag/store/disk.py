@@ -118,7 +118,7 @@ class DiskTier:
                 if path.exists():  # else somebody deleted it before the index was locked
                     self._index.add(row, texts)
                     break
-        self._added(row)
+        self.added(row)
         return True
 
     def receive(self, row: PacketRow, remote: str, parts: Iterable[memoryview]) -> Packet:
@@ -147,7 +147,7 @@ class DiskTier:
                         self._index.add(found, ())
             finally:
                 temporary.unlink(missing_ok=True)
-        self._added(found)
+        self.added(found)
         return packet
 
     @contextmanager
@@ -212,14 +212,19 @@ class DiskTier:
         """Delete a packet's file together with its row and texts."""
         with self._index.exclusive():
             row = self._index.row(key)
+            self._index.remove(key)  # the texts of a packet that made room, too
             if row is not None:
-                self._index.remove(key)
                 self.path(row.identity, key).unlink(missing_ok=True)
 
     def files(self) -> Iterator[Path]:
         """Every file under the packets folder, temporary and strange ones included."""
         for folder, _, names in os.walk(self.packets):
             yield from (Path(folder, name) for name in sorted(names))
+
+    def added(self, row: PacketRow) -> None:
+        """Count a file that was published, and make room for it."""
+        self._metrics.bytes_written.labels(self.name).inc(row.bytes)
+        self._budget.added(row)
 
     def _give_up(self, row: PacketRow) -> None:
         """Move a bad file aside, and forget a packet that is nowhere then, unless somebody has put it again."""
@@ -233,10 +238,6 @@ class DiskTier:
                 pass
             if not (row.remote or path.exists()):
                 self._index.remove(row.key)
-
-    def _added(self, row: PacketRow) -> None:
-        self._metrics.bytes_written.labels(self.name).inc(row.bytes)
-        self._budget.added(row)
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:

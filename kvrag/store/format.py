@@ -14,7 +14,9 @@ tensors, holes, strange offsets or additional entries need no rules of their own
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -153,7 +155,7 @@ def _preamble(header_json: str, header: PacketHeader, tokens: int) -> bytes:
 def _read_header(fd: int) -> tuple[PacketHeader, int, int]:
     """Header, start of the data in bytes, and number of token ids; allocates no more than the file is long.
 
-    What it says the numbers take when they are expanded is at most as much longer as the codec is short: eight times.
+    What it says the numbers take when they are expanded is less than 16 times that: int4 of float64 comes near.
     """
     size = os.fstat(fd).st_size
     start = 8 + int.from_bytes(os.pread(fd, 8, 0), "little")
@@ -202,12 +204,33 @@ def _read_layers(fd: int, header: PacketHeader, start: int, packet: Packet) -> N
             codec.decode(stored, packet.data[run.start])
 
     runs = [range(first, min(first + together, layers)) for first in range(0, layers, together)]
-    threads = min(THREADS, len(memory) // SHARE)
-    if threads < 2:
-        list(map(read, runs))
-    else:
-        with ThreadPoolExecutor(threads, thread_name_prefix="kvrag-read") as pool:  # what they do releases the GIL
-            list(pool.map(read, runs))
+    _share(read, runs, min(THREADS, len(memory) // SHARE))
+
+
+def _share(read: Callable[[range], None], runs: Iterable[range], threads: int) -> None:
+    """Read all runs with this thread and idle ones of the pool; what they do releases the GIL."""
+    left = iter(runs)
+
+    def work() -> None:
+        for run in left:  # whoever is free takes the next
+            read(run)
+
+    handed = [work]
+    helpers = [_readers(os.getpid()).submit(lambda: handed[0]()) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+        handed.clear()  # or the pool would hold on to the memory for a moment
+    for helper in begun:
+        helper.result()
+
+
+@cache
+def _readers(process: int) -> ThreadPoolExecutor:
+    """Threads of this process, since a fork has none of them; to start some takes as long as to read 1 MiB."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="kvrag-read")
 
 
 def _layer_sizes(header: PacketHeader) -> list[int]:

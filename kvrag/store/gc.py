@@ -3,8 +3,12 @@
 What is in use is for the caller to say; a packet lives as long as one of those texts leads to it in its scope. Whoever
 builds meanwhile is protected twice: a packet that was put or relied upon within the grace period stays, and so does one
 that has gained a text since the marking began. Both are looked at again inside the transaction that removes it.
+
+Other machines may use what a remote has, and nobody here knows their texts. So objects go only on request, and only
+those that this store has uploaded itself and has no packet for any more; the index remembers which these are.
 """
 
+import logging
 import os
 import time
 from collections import Counter
@@ -20,12 +24,17 @@ from kvrag.matching import HEAD_CHARS, fingerprint
 from kvrag.store.disk import DiskTier
 from kvrag.store.index import Index, Texts
 from kvrag.store.publishing import SUFFIX
-from kvrag.store.records import PacketRow
+from kvrag.store.records import PacketRow, Upload
+from kvrag.store.remote import RemoteTier
 
 __all__ = ["DAY", "GcOptions", "GcReport", "collect"]
 
 DAY = 86400.0
 """Seconds."""
+
+FAILURES = 3  # after which a remote is asked no more
+
+logger = logging.getLogger("kvrag.store")
 
 
 class GcOptions(TypedDict, total=False):
@@ -35,6 +44,7 @@ class GcOptions(TypedDict, total=False):
     namespace: str | None
     identities: Collection[str]
     quarantined: float | None
+    uploads: bool
     dry_run: bool
 
 
@@ -50,6 +60,8 @@ class GcReport:
         removed: rows of those that went, or would go.
         emptied: files deleted from quarantine, or that would be.
         emptied_bytes: their size.
+        withdrawn: objects deleted from the remote, or that would be.
+        kept_back: objects that the remote did not let go of; another collection tries again.
         dry_run: whether all of them are still there.
     """
 
@@ -60,6 +72,8 @@ class GcReport:
     removed: tuple[PacketRow, ...]
     emptied: tuple[Path, ...]
     emptied_bytes: int
+    withdrawn: tuple[Upload, ...]
+    kept_back: int
     dry_run: bool
 
     @property
@@ -71,12 +85,14 @@ class GcReport:
 def collect(
     disk: DiskTier,
     index: Index,
+    remote: RemoteTier | None,
     texts: Iterable[str] | None,
     *,
     grace: float = DAY,
     namespace: str | None = None,
     identities: Collection[str] = (),
     quarantined: float | None = None,
+    uploads: bool = False,
     dry_run: bool = False,
 ) -> GcReport:
     """Remove packets that no text in use leads to and those of given identities, and empty the quarantine.
@@ -84,16 +100,20 @@ def collect(
     Args:
         disk: of the store.
         index: of the store.
+        remote: of the store, if one is open.
         texts: in use, read once; of each its sha256 is kept. None when no packet is to go for want of one.
         grace: seconds for which a packet stays after it was put or a build relied upon it last. Times that lie in the
             future are within it.
         namespace: only this namespace's packets; by default all.
         identities: digests of identities that are superseded; their packets go whatever leads to them.
         quarantined: seconds after which files in quarantine are deleted; None keeps them.
+        uploads: delete from the remote too what this store has uploaded, the grace period ago or longer, and has no
+            packet for after this.
         dry_run: remove nothing.
 
     Raises:
-        StoreError: nothing says what is in use, or it is nothing; or the store cannot be written.
+        StoreError: nothing says what is in use, or it is nothing; or no remote is open to delete uploads from; or the
+            store cannot be written.
         OSError: a folder of the store cannot be read.
     """
     if texts is None and not identities and quarantined is None:
@@ -101,6 +121,8 @@ def collect(
     for seconds in (grace, quarantined or 0):
         if not seconds >= 0:
             raise StoreError(f"expected a time of 0 seconds or more to keep things for, found {seconds}")
+    if uploads and remote is None:
+        raise StoreError("expected a store with a remote to delete uploads from, found none; nothing was removed")
     newest = index.last_text()  # before the first text is read: what is registered from now on stays
     marked = None if texts is None else {known.digest for known in map(fingerprint, texts) if known}
     if marked is not None and not marked:
@@ -120,6 +142,7 @@ def collect(
                 dead.append(row)
         removed += dead if dry_run else _remove(disk, index, dead, sweep)
     packets = counts["alive"] + counts["young"] + counts["dead"]
+    withdrawn, kept_back = _withdraw(index, remote, sweep, removed, dry_run) if remote and uploads else ([], 0)
     emptied = _empty_quarantine(disk, quarantined, dry_run) if quarantined is not None else {}
     return GcReport(
         marked=len(marked or ()),
@@ -129,6 +152,8 @@ def collect(
         removed=tuple(removed),
         emptied=tuple(emptied),
         emptied_bytes=sum(emptied.values()),
+        withdrawn=tuple(withdrawn),
+        kept_back=kept_back,
         dry_run=dry_run,
     )
 
@@ -153,6 +178,16 @@ class _Sweep:
                 return "alive"
         return "dead" if self.grace <= time.time() - self._used(row) else "young"
 
+    def condemns(self, upload: Upload) -> bool:
+        """Whether an object may go whose packet is not here any more."""
+        if (
+            self.namespace not in (None, upload.namespace)
+            or self.marked is None
+            and upload.identity not in self.identities
+        ):
+            return False
+        return self.grace <= time.time() - upload.at
+
     def _used(self, row: PacketRow) -> float:
         """When a packet was put, or a build relied upon it last."""
         with suppress(FileNotFoundError):
@@ -167,6 +202,29 @@ def _remove(disk: DiskTier, index: Index, dead: list[PacketRow], sweep: _Sweep) 
         for row in removed:
             disk.path(row.identity, row.key).unlink(missing_ok=True)
     return removed
+
+
+def _withdraw(
+    index: Index, remote: RemoteTier, sweep: _Sweep, removed: list[PacketRow], dry_run: bool
+) -> tuple[list[Upload], int]:
+    """Delete objects of packets that are gone; which ones, and how many the remote did not let go of.
+
+    An object is deleted before the index forgets it, so that a collection that is killed is completed by the next one.
+    Whoever puts its packet meanwhile has it uploaded again, since the index says then that the remote lacks it.
+    """
+    gone, withdrawn, failed = {row.key for row in removed}, [], 0
+    for upload in filter(sweep.condemns, index.uploads(remote.url)):
+        if (dry_run and upload.key in gone) or index.row(upload.key) is None:
+            try:
+                if not dry_run:
+                    remote.delete(upload)
+                withdrawn.append(upload)
+            except StoreError as error:
+                failed += 1
+                logger.warning("%s", error)
+                if failed == FAILURES:
+                    break
+    return withdrawn, failed
 
 
 def _empty_quarantine(disk: DiskTier, age: float, dry_run: bool) -> dict[Path, int]:

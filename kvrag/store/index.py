@@ -13,7 +13,8 @@ from kvrag.errors import StoreError
 from kvrag.matching import Fingerprint
 from kvrag.packet import PacketKey
 from kvrag.store.connection import Connection, CorruptIndexError, locked_folder
-from kvrag.store.records import PacketRow, ScopeStat
+from kvrag.store.names import Names
+from kvrag.store.records import PacketRow, ScopeStat, Upload
 
 __all__ = ["Index"]
 
@@ -27,6 +28,9 @@ Texts = list[tuple[int, bytes]]
 class Index:
     """The index file at `path`. Thread-safe; a writer that waits for the disk does not hold up readers.
 
+    Attributes:
+        names: by which applications call packets.
+
     Every method raises `StoreError` when the index cannot be used, `CorruptIndexError` when it is damaged.
     """
 
@@ -34,6 +38,7 @@ class Index:
         self.path = path
         self._read = Connection(path)
         self._write = Connection(path)
+        self.names = Names(self._read, self._write)
 
     def open(self) -> None:
         """Open the index now instead of on first use."""
@@ -62,10 +67,10 @@ class Index:
             for text, key in texts:
                 _add_texts(sqlite, scope, key, [text])
 
-    def remove(self, key: PacketKey) -> bool:
-        """Remove a packet and its texts; False when there was none."""
+    def remove(self, key: PacketKey, *, texts: bool = True) -> bool:
+        """Remove a packet and its texts, or leave these as those of a packet that is to be built; False if none."""
         with self._write.transaction() as sqlite:
-            return _remove(sqlite, key)
+            return _remove(sqlite, key, texts=texts)
 
     def remove_if(self, keys: Iterable[PacketKey], condemned: Callable[[PacketRow, Texts], bool]) -> list[PacketRow]:
         """Remove those of the packets that are `condemned` inside the transaction; return them."""
@@ -93,11 +98,25 @@ class Index:
         with self._write.transaction():
             yield
 
-    def uploaded(self, key: PacketKey, remote: str) -> bool:
-        """Note that a remote has the packet, and trust it again; False when the packet was removed meanwhile."""
+    def uploaded(self, row: PacketRow, remote: str) -> bool:
+        """Note that this store has uploaded a packet, and trust it there again; False when it was removed meanwhile."""
+        values = (remote, row.key, row.identity, row.namespace, row.bytes, time.time())
         with self._write.transaction() as sqlite:
-            sqlite.execute("DELETE FROM distrusted WHERE remote = ? AND key = ?", (remote, key))
-            return sqlite.execute("UPDATE packets SET remote = ? WHERE key = ?", (remote, key)).rowcount > 0
+            sqlite.execute("DELETE FROM distrusted WHERE remote = ? AND key = ?", (remote, row.key))
+            sqlite.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?, ?, ?)", values)
+            return sqlite.execute("UPDATE packets SET remote = ? WHERE key = ?", (remote, row.key)).rowcount > 0
+
+    def withdrawn(self, key: PacketKey, remote: str) -> None:
+        """Note that a remote has the packet no more: who has it, or puts it again, is to upload it."""
+        with self._write.transaction() as sqlite:
+            sqlite.execute("DELETE FROM uploads WHERE remote = ? AND key = ?", (remote, key))
+            sqlite.execute("UPDATE packets SET remote = '' WHERE key = ? AND remote = ?", (key, remote))
+
+    def uploads(self, remote: str) -> list[Upload]:
+        """What this store has uploaded, whatever became of it here."""
+        with self._read.use() as sqlite:
+            statement = "SELECT key, identity, namespace, bytes, at FROM uploads WHERE remote = ? ORDER BY key"
+            return [Upload(*found) for found in sqlite.execute(statement, (remote,))]
 
     def pending(self, remote: str) -> list[PacketKey]:
         """The packets that a remote does not have yet."""
@@ -188,7 +207,7 @@ class Index:
         """What is wrong with the index file, None when it is sound."""
         try:
             with self._read.use() as sqlite:
-                sqlite.execute("SELECT 1 FROM packets, texts, deletions, distrusted LIMIT 1").fetchone()
+                sqlite.execute("SELECT 1 FROM packets, texts, deletions, distrusted, uploads, names LIMIT 1").fetchone()
                 (found,) = sqlite.execute("PRAGMA integrity_check(1)").fetchone()
         except CorruptIndexError as error:
             return str(error)
@@ -220,10 +239,10 @@ def _with_texts(sqlite: SQLite, key: PacketKey) -> tuple[PacketRow | None, Texts
     return PacketRow(*found, texts=len(texts)) if found else None, texts
 
 
-def _remove(sqlite: SQLite, key: PacketKey) -> bool:
-    texts = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount
-    if texts:
-        sqlite.execute("UPDATE deletions SET texts = texts + ?", (texts,))
+def _remove(sqlite: SQLite, key: PacketKey, *, texts: bool = True) -> bool:
+    gone = sqlite.execute("DELETE FROM texts WHERE key = ?", (key,)).rowcount if texts else 0
+    if gone:
+        sqlite.execute("UPDATE deletions SET texts = texts + ?", (gone,))
     return sqlite.execute("DELETE FROM packets WHERE key = ?", (key,)).rowcount > 0
 
 

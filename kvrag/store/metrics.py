@@ -1,12 +1,12 @@
 """What a store counts, for Prometheus and for `PacketStore.stat`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["StoreMetrics"]
+__all__ = ["MetricsOfStores", "StoreMetrics"]
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -16,7 +16,7 @@ class StoreMetrics(Collector):
 
         prometheus_client.REGISTRY.register(store.metrics)
 
-    Names begin with `kvrag_`, so one registry takes the metrics of one store. Thread-safe.
+    Names begin with `kvrag_` and tell no store from another: `MetricsOfStores` does. Thread-safe.
 
     Attributes:
         hits: packets found, by `tier`.
@@ -62,3 +62,27 @@ class StoreMetrics(Collector):
         samples = [sample for metric in counter.collect() for sample in metric.samples]
         totals = [sample for sample in samples if sample.name.endswith("_total")]
         return {next(iter(sample.labels.values()), ""): int(sample.value) for sample in totals}
+
+
+class MetricsOfStores(Collector):
+    """The metrics of several stores for one registry, told apart by the label `store`.
+
+        stores = {"manuals": manuals.metrics, "mails": mails.metrics}
+        prometheus_client.REGISTRY.register(MetricsOfStores(stores))
+
+    Args:
+        stores: by the label's value. It is looked at whenever the registry collects, so stores may be added and taken
+            away by replacing the mapping's items.
+    """
+
+    def __init__(self, stores: Mapping[str, StoreMetrics]) -> None:
+        self._stores = stores
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric once, with the samples of all stores."""
+        found: dict[str, Metric] = {}
+        for name, metrics in dict(self._stores).items():
+            for metric in metrics.collect():
+                whole = found.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                whole.samples += [each._replace(labels={"store": name} | each.labels) for each in metric.samples]
+        return found.values()

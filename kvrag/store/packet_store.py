@@ -5,11 +5,12 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
-from kvrag.errors import CorruptPacketError, StoreError
+from kvrag.errors import CorruptPacketError, SettingsError, StoreError
 from kvrag.matching import TextMatcher, fingerprint
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.store import gc, integrity, usage
@@ -18,6 +19,7 @@ from kvrag.store.budget import DiskBudget
 from kvrag.store.claims import Claims
 from kvrag.store.connection import CorruptIndexError
 from kvrag.store.disk import DiskTier
+from kvrag.store.files import PacketFiles, adopt
 from kvrag.store.index import Index
 from kvrag.store.matchers import Matchers
 from kvrag.store.memory import Hold, HostMemory
@@ -30,14 +32,16 @@ from kvrag.store.stock import take_stock
 from kvrag.store.tiers import Tier
 from kvrag.store.uploads import Uploads
 from kvrag.store.usage import StoreUsage
+from kvrag.store.uses import UseCounts
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["PacketStore"]
+__all__ = ["REQUESTS", "PacketStore"]
 
 CLOSE_S = 10.0
-REQUESTS = 8  # to a remote at a time, since most of each is waiting
+REQUESTS = 8
+"""To a remote at a time, since most of each is waiting."""
 
 logger = logging.getLogger("kvrag.store")
 
@@ -53,9 +57,9 @@ class PacketStore:
     Args:
         root: folder of the store, created if need be.
         memory_bytes: host memory for packets in use.
-        disk_bytes: disk for packets; None for no limit. The least recently used make room; those that are held, or
-            that the remote does not have yet, stay. Without a remote the store is a cache then: what makes room is
-            gone, texts included, and has to be built again.
+        disk_bytes: disk for packets; None for no limit. The least used make room; those that are held, or that the
+            remote does not have yet, stay. Without a remote the store is a cache then: what makes room is gone, and
+            its text is computed until its packet is built again.
         remote: where packets are shared with other machines: a URL such as `s3://bucket/prefix`, `gs://...`, `az://...`
             or `file:///...`, or a store object of obstore. Needs the extra `remote`. Do not fork with a remote open.
         remote_options: for obstore, such as `endpoint` and `region`; credentials come from the environment by default.
@@ -64,11 +68,12 @@ class PacketStore:
 
     Attributes:
         metrics: what is counted, for a Prometheus registry.
+        uses: of packets by prompts, as far as somebody counts them.
 
     Raises:
         StoreError: the folder cannot be used, its index comes from a newer kvrag, or obstore is not installed. A
             damaged index is logged here and raised by the first use, so that `repair` can be called.
-        SettingsError: the remote cannot be what it says.
+        SettingsError: the remote cannot be what it says, or a budget is negative.
     """
 
     def __init__(
@@ -81,17 +86,21 @@ class PacketStore:
         remote_options: Mapping[str, Any] | None = None,
         remote_timeout: float = 5.0,
     ):
+        if memory_bytes < 0 or (disk_bytes or 0) < 0:
+            raise SettingsError(f"expected budgets of 0 bytes or more, found {memory_bytes} and {disk_bytes}")
         self.root = Path(root).absolute()
+        self.uses = UseCounts(self.root / "uses.sqlite")
         self.metrics = metrics = StoreMetrics()
         objects = None if remote is None else Objects(remote, remote_options, remote_timeout)
         self._index = index = Index(self.root / "index.sqlite")
         self._memory = HostMemory(memory_bytes, metrics)
-        budget = DiskBudget(
+        self._budget = budget = DiskBudget(
             self.root / "packets",
             disk_bytes,
             index=index,
             memory=self._memory,
             metrics=metrics,
+            uses=self.uses,
             remote=objects.name if objects else None,
         )
         self._disk = DiskTier(self.root, index, metrics, budget)
@@ -140,11 +149,15 @@ class PacketStore:
             scope: its own. With it the remote is asked for what this store has never seen: one listing of all that the
                 remote has of the scope's identity, remembered for a minute.
         """
-        if any(tier.has(key) for tier in self._tiers[1:]):
+        if self.tier_of(key):
             return True
         if scope is None or self._remote is None or self._index.row(key) is not None:
             return False
         return self._remote.offered(scope, key) is not None
+
+    def tier_of(self, key: PacketKey) -> str | None:
+        """Where `read` would find the packet, as far as is known: "disk" or "remote"; None when it is nowhere."""
+        return next((tier.name for tier in self._tiers[1:] if tier.has(key)), None)
 
     def register(self, scope: Scope, text: str, key: PacketKey) -> None:
         """Let one more text lead to a packet; nothing happens for a text under 32 characters.
@@ -173,6 +186,19 @@ class PacketStore:
         """
         found = [(known, key) for text, key in texts if (known := fingerprint(text))]
         self._index.expect(scope.digest, found)
+
+    def has_room(self, key: PacketKey, nbytes: int) -> bool:
+        """Whether a packet of so many bytes can be kept without taking room from one that prompts use more.
+
+        Raises:
+            StoreError: uses are not known.
+        """
+        return self._budget.has_room(key, nbytes)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes of packets that can be kept for good: the budget of the disk; None without one, or with a remote."""
+        return self._disk.capacity if self._remote is None else None
 
     def find(self, scope: Scope, digest: bytes) -> PacketKey | None:
         """The packet that the text with this sha256 leads to within a scope."""
@@ -253,7 +279,37 @@ class PacketStore:
         known = self._index.row(key) is not None
         for tier in reversed(self._tiers):  # the row goes with the file, so nothing is left that nobody knows of
             tier.discard(key)
+        self.uses.forget([key])
         return known
+
+    def export(self, key: PacketKey) -> bytes | None:
+        """The packet's file as it is on disk, every byte checked; None when it is not there or not intact."""
+        row = self._index.row(key)
+        if row is None or self.read(key) is None:
+            return None
+        with suppress(FileNotFoundError):  # it has just made room
+            return self._disk.path(row.identity, key).read_bytes()
+
+    def adopt(self, data: bytes, namespace: str = "default", key: PacketKey | None = None) -> PacketKey:
+        """Keep a packet file that another store has exported, durably; it is found in prompts once texts lead to it.
+
+        Args:
+            data: the file; of a packet that is there already, nothing is kept.
+            namespace: the packet's.
+            key: the packet's, if it is known.
+
+        Raises:
+            CorruptPacketError: it is not a packet file, or not intact.
+            StoreError: it is another packet than expected, or the disk is full or cannot be written.
+        """
+        row, is_new = adopt(self._disk, self._index, data, namespace, key)
+        if is_new and self._uploads is not None:
+            self._uploads.add(row.key)
+        return row.key
+
+    def files(self, namespace: str = "default") -> PacketFiles:
+        """A namespace's packets as files under names."""
+        return PacketFiles(self, self._index, namespace)
 
     def flush(self, timeout: float | None = None) -> int:
         """Upload what the remote does not have, now; the number of packets that could not be uploaded.
@@ -292,11 +348,16 @@ class PacketStore:
         """Remove packets that no text in use leads to; options, result and errors: see `kvrag.store.gc.collect`.
 
         Safe while others build and answer, as long as no build takes longer than the grace period between asking for a
-        packet and making its text one of those in use. What a remote has stays there: other machines may use it.
+        packet and making its text one of those in use. What a remote has stays there, since other machines may use it,
+        unless `uploads` says that what this store has uploaded may go.
         """
-        report = gc.collect(self._disk, self._index, texts, **options)
-        for row in () if report.dry_run else report.removed:
-            self._memory.discard(row.key)
+        report = gc.collect(self._disk, self._index, self._remote, texts, **options)
+        gone = [] if report.dry_run else [row.key for row in report.removed]
+        for key in gone:
+            self._memory.discard(key)
+        self.uses.forget(gone)
+        if self._uploads is not None and report.withdrawn:
+            self._uploads.resume()  # what was put again meanwhile
         return report
 
     def usage(self) -> StoreUsage:
@@ -312,6 +373,7 @@ class PacketStore:
         if self._uploads is not None:
             self._uploads.close(timeout)
         self._index.close()
+        self.uses.close()
 
     def __enter__(self) -> "PacketStore":
         return self

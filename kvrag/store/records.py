@@ -7,7 +7,7 @@ from typing import Literal
 
 from kvrag.packet import PacketHeader, PacketKey
 
-__all__ = ["PacketRow", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat", "TierStat"]
+__all__ = ["PacketRow", "Problem", "ProblemKind", "RepairReport", "ScopeStat", "StoreStat", "TierStat", "Upload"]
 
 ProblemKind = Literal["corrupt", "index", "mismatch", "missing", "orphan", "stray", "temporary", "unreadable"]
 
@@ -62,6 +62,25 @@ class PacketRow:
             created=header.created,
             remote=remote,
         )
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An object that this store has brought to a remote.
+
+    Attributes:
+        key: of the packet.
+        identity: digest of its identity.
+        namespace: the tenant it belongs to.
+        bytes: size of the object.
+        at: when it was uploaded last, in seconds since the epoch.
+    """
+
+    key: PacketKey
+    identity: str
+    namespace: str
+    bytes: int
+    at: float
 
 
 @dataclass(frozen=True)

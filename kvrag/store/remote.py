@@ -20,7 +20,7 @@ from kvrag.store.index import Index
 from kvrag.store.metrics import StoreMetrics
 from kvrag.store.objects import Objects, RemoteError
 from kvrag.store.publishing import key_of, packet_path
-from kvrag.store.records import PacketRow
+from kvrag.store.records import PacketRow, Upload
 
 __all__ = ["RemoteTier"]
 
@@ -105,8 +105,8 @@ class RemoteTier:
         if row is not None:
             self.delete(row)
 
-    def delete(self, row: PacketRow) -> None:
-        """Delete the object of a row.
+    def delete(self, row: PacketRow | Upload) -> None:
+        """Delete the object of a packet.
 
         Raises:
             StoreError: the remote does not let go of it.
@@ -118,6 +118,7 @@ class RemoteTier:
             raise StoreError(
                 f"cannot delete packet {row.key} from {self.url}: {error}; remove it again later"
             ) from error
+        self._index.withdrawn(row.key, self.url)
         with self._listing:
             listing = self._listings.get(row.identity)
             if listing is not None:
@@ -179,9 +180,11 @@ class RemoteTier:
 
     def _failed(self, error: RemoteError) -> None:
         self._metrics.remote_failures.labels(error.reason).inc()
+        first = time.monotonic() >= self._silent_until  # of several requests at a time
         self._silent_until = time.monotonic() + COOL_DOWN_S
-        logger.warning("%s failed and is not asked for %g s: %s", self.url, COOL_DOWN_S, error)
+        if first:
+            logger.warning("%s failed and is not asked for %g s: %s", self.url, COOL_DOWN_S, error)
 
 
-def _place(row: PacketRow) -> str:
+def _place(row: PacketRow | Upload) -> str:
     return f"packets/{packet_path(row.identity, row.key)}"

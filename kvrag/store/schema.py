@@ -27,6 +27,19 @@ STEPS = (
     ALTER TABLE packets ADD COLUMN remote TEXT NOT NULL DEFAULT '';
     CREATE TABLE distrusted (remote TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (remote, key)) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE uploads (
+        remote TEXT NOT NULL, key TEXT NOT NULL, identity TEXT NOT NULL, namespace TEXT NOT NULL,
+        bytes INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (remote, key)
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE names (
+        namespace TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (namespace, name)
+    ) WITHOUT ROWID;
+    CREATE INDEX names_of_packet ON names (key);
+    CREATE TRIGGER names_go_with_packets AFTER DELETE ON packets BEGIN DELETE FROM names WHERE key = OLD.key; END;
+    """,
 )
 SCHEMA_VERSION = len(STEPS)
 

@@ -146,7 +146,7 @@ class Uploads:
         except (CorruptPacketError, FileNotFoundError) as error:  # whoever asks for it finds out the same
             logger.warning("packet %s cannot be uploaded: %s", key, error)
             return True
-        if not self._index.uploaded(key, self._remote.url):  # removed while it was uploaded
+        if not self._index.uploaded(row, self._remote.url):  # removed while it was uploaded
             self._remote.delete(row)
         self._budget.enforce()
         return True

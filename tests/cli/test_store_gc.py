@@ -226,3 +226,25 @@ def test_usage_is_shown_largest_first(built, kvrag, documents, build):
     assert "(quarantine)" in shown
     assert "zz" in shown
     assert "raw" in shown
+
+
+def test_objects_of_packets_that_are_gone_go_with_uploads(documents, build, gc, kvrag, tmp_path):
+    remote = f"file://{tmp_path}/remote"
+    build(documents, "--remote", remote)
+    (documents / "sub" / "bells.txt").unlink()
+    build(documents, "--remote", remote)
+    assert len(gc("--remote", remote)["removed"]) == 1
+    assert packets(tmp_path / "remote") == 5
+    planned = kvrag("store", "gc", "--grace", "0s", "--uploads", "--remote", remote, "--dry-run").stdout
+    assert "1 objects of the remote would be deleted" in planned
+    assert packets(tmp_path / "remote") == 5
+    told = gc("--uploads", "--remote", remote)
+    assert (told["removed"], len(told["withdrawn"]), told["kept_back"]) == ([], 1, 0)
+    assert packets(tmp_path / "remote") == 4
+    assert kvrag("store", "verify", "--remote", remote).exit_code == 0
+
+
+def test_uploads_without_a_remote_are_wrong_usage(built, kvrag):
+    result = kvrag("store", "gc", "--uploads")
+    assert result.exit_code == 2
+    assert "give --remote or set KVRAG_REMOTE" in result.stderr

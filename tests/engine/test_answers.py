@@ -9,6 +9,7 @@ import torch
 
 from kvrag.completion import Stream
 from kvrag.errors import EngineError, PromptError, PromptTooLongError, SettingsError
+from kvrag.estimating import estimate
 from kvrag.generate import StopText
 from kvrag.request import Request
 from kvrag.settings import Sampling
@@ -309,3 +310,24 @@ def test_an_answer_ends_at_the_context_window(engine):
 def test_bad_settings_are_named(engine, options, message):
     with pytest.raises(SettingsError, match=message):
         engine.generate("Hello", **options)
+
+
+@pytest.mark.parametrize("use", ["build", "prefetch", "generate", "estimate"])
+def test_what_is_not_a_list_of_texts_is_not_read_letter_by_letter(use, engine, tmp_path):
+    ask = {
+        "build": engine.build,
+        "prefetch": engine.prefetch,
+        "generate": lambda documents: engine.generate("x", documents=documents, max_new_tokens=1),
+        "estimate": lambda texts: estimate(engine, texts, folder=tmp_path),
+    }[use]
+    with pytest.raises(PromptError, match="expected several texts, found one: .* put it into a list"):
+        ask(CHUNKS[0])
+    with pytest.raises(PromptError, match="expected texts, found a dict; give what prompts will contain of it"):
+        ask([{"page_content": CHUNKS[0]}])
+    assert engine.store.stat().packets == 0
+
+
+def test_what_is_no_prompt_is_named(engine):
+    for prompt in (["a", "b"], [("user", "a")]):
+        with pytest.raises(PromptError, match="expected a string, or messages such as"):
+            engine.generate(prompt)

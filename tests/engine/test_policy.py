@@ -71,6 +71,83 @@ def test_a_hot_set_holds_what_was_met_often_enough_even_over_restarts(new_engine
     assert [packets(again), len(CHUNKS)] == [1, again.build(CHUNKS).registered + 1]
 
 
+def size_of_a_packet(new_engine) -> int:
+    engine = new_engine(folder="elsewhere")
+    engine.build(CHUNKS[:3])
+    return max(row.bytes for row in engine.store.ls())
+
+
+def asked(engine, *numbers: int) -> None:
+    for number in numbers:
+        ask(engine, f"Read this.\n\n{CHUNKS[number]}\n\nWhat of it?")
+
+
+def kept(engine) -> set[int]:
+    keys = {row.key for row in engine.store.ls()}
+    ids = [engine.model.tokenizer.encode(chunk, literal=True) for chunk in CHUNKS]
+    return {number for number, found in enumerate(ids) if engine.scope().key(found) in keys}
+
+
+@pytest.mark.parametrize("policy", ["hot-set", "on-first-use"])
+def test_within_a_budget_the_packets_that_prompts_use_most_are_kept(new_engine, policy):
+    budget = int(2.5 * size_of_a_packet(new_engine))
+    engine = new_engine(policy=policy, disk_bytes=budget, computed_bytes=0)
+    assert engine.build(CHUNKS).registered == len(CHUNKS)
+    asked(engine, 0, 0, 0, 0, 1, 1, 1)
+    assert kept(engine) == {0, 1}
+    asked(engine, 2, 2)  # not yet as often as 1
+    assert kept(engine) == {0, 1}
+    asked(engine, 2, 2)
+    assert kept(engine) == {0, 2}
+    asked(engine, 1, 1)  # its text stayed known, and its uses count
+    assert kept(engine) == {1, 2}
+    assert engine.store.stat().tiers["disk"].bytes <= budget
+    assert list(engine.store.verify()) == []
+
+
+def test_the_hot_set_outlives_a_restart_and_other_engines_follow_it(new_engine):
+    budget = int(2.5 * size_of_a_packet(new_engine))
+    engine = new_engine(policy="hot-set", disk_bytes=budget, computed_bytes=0)
+    engine.build(CHUNKS)
+    asked(engine, 0, 0, 0, 1, 1, 1)
+    engine.close()
+    new_engine(disk_bytes=budget).build(CHUNKS[3:4])  # eager, for nobody's question
+    again = new_engine(policy="hot-set", disk_bytes=budget, computed_bytes=0)
+    assert len(kept(again) & {0, 1}) == 1
+    asked(again, 0, 1)
+    assert kept(again) == {0, 1}
+
+
+def test_a_budget_smaller_than_a_packet_builds_none_and_harms_no_answer(new_engine):
+    engine = new_engine(policy="on-first-use", disk_bytes=1000, computed_bytes=0)
+    engine.build(CHUNKS)
+    asked(engine, 0, 0, 1)
+    assert kept(engine) == set()
+    eager = new_engine(disk_bytes=1000)
+    assert (eager.build(CHUNKS).built, eager.build(CHUNKS).left_out) == (0, len(CHUNKS))
+
+
+def test_an_eager_build_stops_at_the_budget_instead_of_replacing_its_own_packets(new_engine):
+    budget = int(2.5 * size_of_a_packet(new_engine))
+    engine = new_engine(disk_bytes=budget)
+    report = engine.build(CHUNKS)
+    assert (report.built, report.left_out) == (2, len(CHUNKS) - 2)
+    assert kept(engine) == {0, 1}
+    again = engine.build(CHUNKS)
+    assert (again.existing, again.built, again.left_out) == (2, 0, len(CHUNKS) - 2)
+    assert again.existing_bytes == engine.store.stat().bytes <= budget
+    assert engine.generate(PROMPT, max_new_tokens=1).usage.cached_tokens > 30
+
+
+def test_counts_that_cannot_be_kept_harm_no_answer(new_engine, caplog):
+    engine = new_engine(policy="on-first-use", computed_bytes=0)
+    engine.build(CHUNKS)
+    (engine.store.root / "uses.sqlite").write_bytes(b"nonsense" * 200)
+    assert ask(engine) == 0
+    assert packets(engine) == 0
+    assert "delete it, it holds nothing else" in caplog.text
+
+
 def test_nothing_is_built_while_a_prompt_is_active(new_engine, monkeypatch):
     engine = new_engine(policy="on-first-use")
     engine.build(CHUNKS)

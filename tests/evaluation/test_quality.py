@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from kvrag.cli.eval import spread
 from kvrag.errors import SettingsError
 from kvrag.evaluation.answering import Answered
 from kvrag.evaluation.backends import AnswererChoice
@@ -189,6 +190,23 @@ def test_rows_hold_the_scores_of_the_answers():
     assert half.kl == pytest.approx(0.5 * torch.log(torch.tensor(0.5 / 0.75)) + 0.5 * torch.log(torch.tensor(2.0)))
     assert (half.computed_tokens, half.prompt_tokens) == (4, 10)
     assert (rows[FULL].gap_closed, rows[FULL].gap_low, rows[NONE].gap_closed, rows[NONE].gap_high) == (1, 1, 0, 0)
+
+
+def test_an_end_of_an_interval_without_a_bound_is_no_number(tmp_path):
+    """Where none is as good as full in many resamples, the gap closed has no bound on that side; JSON has no NaN."""
+    cases = Cases("set", "plain", 2, tuple(Case(str(n), (), "", ("b",)) for n in range(2)), 1)
+    scripts = {
+        "worse": Scripted({"0": "x", "1": "x"}, 0.75),
+        NONE: Scripted({"0": "b", "1": "x"}, 0.75),
+        FULL: Scripted({"0": "b", "1": "b"}, 0.5),
+    }
+    methods = {name: FullRecompute(segmented=name == FULL) for name in scripts}
+    order = iter([FULL, "worse", NONE])
+    row = next(r for r in measure(cases, methods, lambda strategy: scripts[next(order)]) if r.method == "worse")
+    assert (row.gap_closed, row.gap_low) == (-1, None)
+    report = QualityReport(Setup("m", "cpu", "float32", "untrained", "2026-01-01"), 0, 8, [row])
+    assert "NaN" not in json.dumps(report.as_json())
+    assert spread(row.gap_closed, row.gap_low, -1.0, ".2f") == "-1.00 (?--1.00)"
 
 
 def test_questions_without_answers_are_judged_by_kl_and_the_first_token_only():

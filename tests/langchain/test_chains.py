@@ -118,3 +118,11 @@ async def test_a_prompt_that_is_too_long_raises_it_when_streamed_too(chat: ChatK
             pass
     with pytest.raises(ContextWindowError, match="4096"):
         list(chat.stream("word " * 5000))
+
+
+def test_documents_that_nobody_joined_are_in_the_prompt_as_python_shows_them(chat: ChatKVRag, packet_tokens):
+    documents = [Document(f"{text[:60]}\n{text[60:]}") for text in CHUNKS[:2]]
+    cached = packet_tokens(*(document.page_content for document in documents))
+    ask = PROMPT | chat
+    assert cache_read(ask.invoke({"context": documents, "question": QUESTION})) == 0
+    assert cache_read(ask.invoke({"context": format_docs(documents), "question": QUESTION})) == cached > 0

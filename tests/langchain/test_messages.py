@@ -116,3 +116,8 @@ def test_a_template_that_begins_with_bos_gets_no_second_one(hf_tokenizer, tmp_pa
         answer = ChatKVRag(engine=engine, max_tokens=1).invoke("Hello")
         assert answer.usage_metadata["input_tokens"] == len(twice) - 1
         assert engine.prepare(prompt).token_ids == twice[1:]
+
+
+def test_texts_are_no_documents():
+    with pytest.raises(PromptError, match=r"expected documents, found a str; wrap texts as Document\(text\)"):
+        docs_to_messages(["The moat is wide."])

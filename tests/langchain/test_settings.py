@@ -53,6 +53,11 @@ def test_unknown_and_impossible_settings_are_refused_by_name(engine: PacketEngin
         ChatKVRag(temperature=0.5)
 
 
+def test_the_length_of_answers_has_transformers_name_too(engine: PacketEngine):
+    assert ChatKVRag(engine=engine, max_new_tokens=3).max_tokens == 3
+    assert ChatKVRag(engine=engine, max_new_tokens=3).invoke(QUESTION).usage_metadata["output_tokens"] <= 3
+
+
 async def test_async_calls_refuse_unknown_settings_too(engine: PacketEngine):
     chat = ChatKVRag(engine=engine)
     with pytest.raises(SettingsError, match="tempreature"):

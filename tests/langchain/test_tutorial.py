@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from langchain_kvrag import ChatKVRag
 
+from tests.documented import changed_as_documented
 from tests.langchain.bigrams import bigram_model
 from tests.langchain.test_chains import cache_read
 
@@ -55,14 +56,6 @@ agent = create_agent(model, [], middleware=[with_context])
 messages = agent.invoke({"messages": [("user", "Where is the museum?")]})["messages"]
 """
 
-CHANGES = {
-    "from langchain.chat_models import init_chat_model": "from langchain_kvrag import ChatKVRag",
-    'model = init_chat_model("gpt-5-nano")': 'model = ChatKVRag.from_pretrained("demo", store="packets")',
-    "vector_store.add_documents(splits)": (
-        "vector_store.add_documents(splits)\nmodel.engine.build(split.page_content for split in splits)"
-    ),
-}
-
 
 @pytest.fixture
 def run(monkeypatch, hf_tokenizer, tmp_path) -> Callable[[str], dict]:
@@ -73,11 +66,8 @@ def run(monkeypatch, hf_tokenizer, tmp_path) -> Callable[[str], dict]:
     opened: list[ChatKVRag] = []
 
     def changed(application: str) -> dict:
-        for old, new in CHANGES.items():
-            assert application.count(old) == 1
-            application = application.replace(old, new)
         namespace: dict = {}
-        exec(compile(application, "application", "exec"), namespace)
+        exec(compile(changed_as_documented(application, "langchain.md"), "application", "exec"), namespace)
         opened.append(namespace["model"])
         return namespace
 

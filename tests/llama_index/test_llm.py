@@ -16,9 +16,9 @@ from llama_index.core.callbacks import (
     TokenCountingHandler,
 )
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
-from llama_index.core.llms import ChatMessage, MessageRole
+from llama_index.core.llms import ChatMessage, MessageRole, MockLLM
 from llama_index.core.llms.custom import CustomLLM
-from llama_index_kvrag import KVRagLLM
+from llama_index_kvrag import KVRagLLM, KVRagPostprocessor, KVRagTransform, WholeChunkPromptHelper
 from pydantic import BaseModel
 
 from kvrag.errors import EngineError, PromptError, SettingsError
@@ -315,3 +315,20 @@ def test_tokens_of_a_query_are_counted_as_the_engine_counts_them(engine, llm, in
     assert counter.prompt_llm_token_count == sum(usage["prompt_tokens"] for usage in used)
     assert counter.total_llm_token_count == sum(usage["total_tokens"] for usage in used)
     assert len(counter.llm_token_counts) == 2
+
+
+@pytest.mark.parametrize("component", [KVRagLLM, KVRagTransform, KVRagPostprocessor])
+def test_what_is_no_engine_is_named(component):
+    with pytest.raises(SettingsError, match="expected a PacketEngine, found 'demo'"):
+        component("demo")
+
+
+def test_a_helper_for_another_llm_is_refused():
+    with pytest.raises(SettingsError, match="expected a KVRagLLM, found a MockLLM"):
+        WholeChunkPromptHelper.from_llm(MockLLM())
+
+
+def test_the_length_of_answers_has_transformers_name_too(engine):
+    assert KVRagLLM(engine, max_new_tokens=3).max_tokens == 3
+    assert KVRagLLM(engine, max_new_tokens=3, max_tokens=4).max_tokens == 4
+    assert KVRagLLM(engine, max_new_tokens=3).metadata.num_output == 3

@@ -210,3 +210,15 @@ def test_the_text_is_the_llms_not_the_embeddings(engine):
         assert not hold.packets
     with engine.prefetch([node.get_content(metadata_mode=MetadataMode.LLM)]) as hold:
         assert len(hold.packets) == 1
+
+
+def test_in_front_of_the_splitter_it_builds_what_no_prompt_contains(engine, chroma, recorder):
+    whole = Document(text="\n\n".join(CHUNKS))
+    splitter = SentenceSplitter(chunk_size=64, chunk_overlap=0)
+    for steps, found in (([KVRagTransform(engine), splitter], False), ([splitter, KVRagTransform(engine)], True)):
+        vector_store = chroma()
+        IngestionPipeline(transformations=[*steps, EMBEDDING], vector_store=vector_store).run(documents=[whole])
+        assert packets(engine) > 0
+        recorder.clear()
+        ask(engine, vector_store, top=2)
+        assert (recorder.cached_tokens > 0) == found

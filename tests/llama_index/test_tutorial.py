@@ -1,4 +1,4 @@
-"""LlamaIndex's starter application for local models, and the same one with packets: a few lines differ."""
+"""LlamaIndex's starter application for local models, and the same one with the changes that the docs name."""
 
 import difflib
 import gc
@@ -8,6 +8,7 @@ from llama_index.core import Settings
 from transformers import LlamaConfig
 
 from tests.conftest import CHUNKS, TINY, build_model
+from tests.documented import changed_as_documented
 
 BEFORE = """
 from llama_index.core import Settings, SimpleDirectoryReader, VectorStoreIndex
@@ -27,27 +28,7 @@ chat_engine = index.as_chat_engine()
 turns = [str(chat_engine.chat(message)) for message in ("When was it lit?", "Who keeps it?")]
 """
 
-AFTER = """
-from llama_index.core import Settings, SimpleDirectoryReader, VectorStoreIndex
-from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.node_parser import SentenceSplitter
-from llama_index_kvrag import KVRagLLM, KVRagTransform
-from kvrag import PacketEngine
-
-Settings.embed_model = MockEmbedding(embed_dim=8)
-engine = PacketEngine.from_pretrained(MODEL, store="packets")
-Settings.llm = KVRagLLM(engine, max_tokens=8)
-Settings.transformations = [SentenceSplitter(), KVRagTransform(engine)]
-
-documents = SimpleDirectoryReader("data").load_data()
-index = VectorStoreIndex.from_documents(documents)
-
-query_engine = index.as_query_engine()
-response = query_engine.query("When was the lighthouse lit?")
-
-chat_engine = index.as_chat_engine()
-turns = [str(chat_engine.chat(message)) for message in ("When was it lit?", "Who keeps it?")]
-"""
+AFTER = changed_as_documented(BEFORE, "llama-index.md")
 
 
 @pytest.fixture

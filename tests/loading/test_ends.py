@@ -55,3 +55,30 @@ def test_errors_of_either_side_reach_the_caller(side):
     schedule = Schedule(items(), lambda: RATES, side)
     with pytest.raises(RuntimeError, match="out of order"):
         BothEnds(schedule, fail if side == "load" else load, fail if side == "compute" else compute).run()
+
+
+def test_several_loads_are_under_way_where_the_schedule_allows_it():
+    meeting, loaded = threading.Barrier(3, timeout=10), []
+
+    def load(part):
+        meeting.wait()
+        loaded.append(part.item.key)
+        return True
+
+    schedule = Schedule([Item(str(n), 256, 256_000) for n in range(6)], lambda: RATES, "load", loads=3)
+    BothEnds(schedule, load, lambda parts: None).run()
+    assert sorted(loaded) == [str(n) for n in range(6)]
+
+
+def test_the_first_error_of_several_loads_reaches_the_caller():
+    meeting = threading.Barrier(2, timeout=10)
+
+    def load(part):
+        meeting.wait()
+        if part.item.key == "0":
+            raise RuntimeError("out of order")
+        return True
+
+    schedule = Schedule([Item(str(n), 256, 256_000) for n in range(2)], lambda: RATES, "load", loads=2)
+    with pytest.raises(RuntimeError, match="out of order"):
+        BothEnds(schedule, load, lambda parts: None).run()

@@ -166,3 +166,17 @@ def test_where_small_passes_cost_as_much_as_large_ones(gigabytes):
     compute, load = packets / 2 * (2e-3 + 36e-6 * 1024), packets * (1 << 26) / 1e9 / gigabytes
     assert together[-1] <= 1.05 * min(compute, load)
     assert together[-1] <= 1.2 / (1 / compute + 1 / load)
+
+
+def test_loads_at_a_time_take_what_is_sooner_there_than_computed():
+    """Four loads of 2.56 s each against four computations of 1 s: alone each is slower, together they are sooner."""
+    rates = Rates(bandwidth=1e5, latency=0, token_seconds=1 / 256)
+    items = [item(n) for n in range(4)]
+    alone = Schedule(items, lambda: rates)
+    assert alone.next_to_load(0.0) is not None
+    assert alone._load_left(rates, 0.0) == pytest.approx(4 * 2.56)
+    together = Schedule([item(n) for n in range(4)], lambda: rates, loads=4)
+    parts = [together.next_to_load(0.0) for _ in range(2)]
+    assert [part.item.key for part in parts] == [3, 2]
+    assert together._load_left(rates, 0.0) == pytest.approx(2.56)
+    assert together._load_left(rates, 1.56) == pytest.approx(2.56)  # of the two that nobody has begun

@@ -6,7 +6,7 @@ import transformers
 
 from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.engine import PacketEngine
-from kvrag.errors import UnsupportedModelError
+from kvrag.errors import ModelError, UnsupportedModelError
 from kvrag.model import LanguageModel
 from kvrag.probe import check_movable, probe_error
 from kvrag.writer import Writer
@@ -191,3 +191,9 @@ def test_training_the_model_is_noticed(tiny):
     assert tiny.state_stamp() != stamp
     tiny.forget_identity()
     assert before.differences(tiny.identity) == ["weights"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:x"])
+def test_a_device_that_does_not_exist_is_not_blamed_on_the_model(device, tmp_path):
+    with pytest.raises(ModelError, match=f"expected a device that PyTorch has here.*found '{device}'"):
+        LanguageModel.from_pretrained(tmp_path, device=device)

@@ -2,6 +2,7 @@
 
 import http.client
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,14 +22,19 @@ class S3:
         fault: what becomes of requests: None (they are answered), `unavailable` (503), `stalled` (half an answer and
             then nothing), `truncated` (half an answer and the end), `wrong` (other bytes), `refused` (403).
         methods: those that the fault concerns.
+        spared: how many requests come before the fault.
+        delay: seconds that every answer takes longer than the server.
     """
 
     def __init__(self, port: int):
         self.requests: list[tuple[str, str]] = []
         self.fault: str | None = None
+        self.spared = 0
+        self.delay = 0.0
         self.methods: tuple[str, ...] = ("GET", "PUT", "POST", "HEAD")
         self.let_go = threading.Event()
         self._moto = port
+        self._counting = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -82,9 +88,12 @@ class S3:
             protocol_version = "HTTP/1.1"
 
             def forward(self) -> None:
-                s3.requests.append((self.command, self.path))
+                with s3._counting:
+                    s3.requests.append((self.command, self.path))
+                    number = len(s3.requests)
+                time.sleep(s3.delay)
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                fault = s3.fault if self.command in s3.methods else None
+                fault = s3.fault if self.command in s3.methods and number > s3.spared else None
                 if fault in ("unavailable", "refused"):
                     self.answer(503 if fault == "unavailable" else 403, {}, b"")
                     return

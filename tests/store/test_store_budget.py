@@ -5,8 +5,9 @@ import threading
 
 import pytest
 from obstore.store import MemoryStore
-from toy_packets import SCOPE, raw, toy_packet, toy_text
+from toy_packets import SCOPE, make_room_and_stop, raw, toy_packet, toy_text
 
+from kvrag.errors import SettingsError
 from kvrag.matching import fingerprint
 from kvrag.store import PacketStore
 
@@ -56,17 +57,17 @@ def text_key(store, seed):
     return store.find(SCOPE, known.digest)
 
 
-def test_the_least_recently_used_packet_makes_room_with_row_and_texts(open_store):
+def test_the_least_recently_used_packet_makes_room_with_its_row_and_stays_known_by_its_text(open_store):
     store = open_store()
     put(store, 0, 1, 2)
     assert store.get(KEYS[0]) is not None
     put(store, 3)
     assert on_disk(store) == [0, 2, 3]
     assert store.get(KEYS[1]) is None
-    assert text_key(store, 1) is None
+    assert text_key(store, 1) == KEYS[1]
     assert text_key(store, 0) == KEYS[0]
     stat = store.stat()
-    assert (stat.packets, stat.texts, stat.tiers["disk"].evictions) == (3, 3, 1)
+    assert (stat.packets, stat.texts, stat.tiers["disk"].evictions) == (3, 4, 1)
     assert stat.tiers["disk"].bytes <= (stat.tiers["disk"].capacity or 0)
     assert list(store.verify()) == []
 
@@ -145,6 +146,91 @@ def test_a_store_that_is_opened_with_a_smaller_budget_makes_room(open_store, siz
     assert on_disk(store) == [0, 1, 2, 3, 4, 5]
     store.close()
     assert len(on_disk(open_store())) == 3
+
+
+def use(store, **times: int) -> None:
+    """Count prompts: `p0=3` are three that had packet 0."""
+    for name, count in times.items():
+        for _ in range(count):
+            store.uses.add([KEYS[int(name[1:])]])
+
+
+def test_what_prompts_use_least_makes_room_whatever_was_read_last(open_store):
+    store = open_store()
+    put(store, 0, 1, 2)
+    use(store, p0=3, p1=1, p2=2)
+    assert store.get(KEYS[1]) is not None
+    put(store, 3)
+    assert on_disk(store) == [0, 2, 3]
+    put(store, 4)  # nobody uses 3
+    assert on_disk(store) == [0, 2, 4]
+
+
+def test_what_was_used_after_the_files_were_listed_is_passed_over_too(open_store, size, monkeypatch):
+    store = open_store(disk_bytes=10**9)
+    put(store, *range(4))
+    use(store, p0=1, p1=2, p2=3, p3=4)
+    budget = store._disk._budget
+    budget._list()
+    monkeypatch.setattr(budget, "_list", None)
+    use(store, p0=9)
+    budget.capacity = 3 * size
+    budget.enforce()
+    assert on_disk(store) == [0, 2, 3]
+
+
+def test_there_is_room_for_what_is_used_more_than_what_has_to_go(open_store, size):
+    store = open_store()
+    put(store, 0, 1, 2)
+    use(store, p0=3, p1=1, p2=3, p3=2, p4=1)
+    assert store.has_room(KEYS[3], size)  # 1 would go
+    assert not store.has_room(KEYS[3], 2 * size)
+    assert not store.has_room(KEYS[5], size)
+    use(store, p1=1)
+    assert not store.has_room(KEYS[4], size)
+    assert on_disk(store) == [0, 1, 2]
+
+
+def test_there_is_no_room_beside_what_is_held_or_in_a_budget_smaller_than_the_packet(open_store, size):
+    store = open_store(disk_bytes=size, memory_bytes=1 << 20)
+    put(store, 0)
+    use(store, p1=1)
+    assert store.has_room(KEYS[1], size)
+    assert not store.has_room(KEYS[1], size + 1)
+    with store.hold([KEYS[0]]):
+        assert not store.has_room(KEYS[1], size)
+
+
+def test_with_a_remote_or_without_a_budget_there_is_always_room(open_store, size):
+    assert open_store(disk_bytes=None).has_room(KEYS[0], 10**12)
+    store = open_store(disk_bytes=1, remote=MemoryStore())
+    assert store.has_room(KEYS[0], 10**12)
+    assert store.room is None
+
+
+def test_removing_a_packet_that_made_room_forgets_its_text_and_uses(open_store):
+    store = open_store()
+    put(store, 0, 1, 2, 3)
+    use(store, p0=5)
+    store.remove(KEYS[0])
+    assert text_key(store, 0) is None
+    assert store.uses.heats() == {}
+
+
+def test_counts_that_cannot_be_read_leave_the_order_of_use(open_store, tmp_path, caplog):
+    store = open_store()
+    put(store, 0, 1, 2)
+    (tmp_path / "store" / "uses.sqlite").write_bytes(b"nonsense" * 200)
+    put(store, 3)
+    assert on_disk(store) == [1, 2, 3]
+    assert "uses.sqlite: file is not a database; delete it" in caplog.text
+
+
+def test_a_negative_budget_is_refused(tmp_path):
+    for disk, memory in ((-1, 0), (None, -1)):
+        with pytest.raises(SettingsError, match="0 bytes or more"):
+            PacketStore(tmp_path / "refused", disk_bytes=disk, memory_bytes=memory)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_with_a_remote_rows_and_texts_stay_and_packets_come_back(open_store):
@@ -234,3 +320,26 @@ def test_processes_that_put_evict_and_read_leave_a_sound_store(tmp_path, size):
     assert len(on_disk(stores[0])) <= 4
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize("point", ["in the transaction", "file deleted"])
+def test_a_process_killed_while_a_packet_makes_room_loses_no_other(open_store, size, tmp_path, child, point):
+    store = open_store()
+    put(store, 0, 1, 2)
+    use(store, p0=1, p2=1)
+    store.close()
+    with child(make_room_and_stop, tmp_path / "store", 3 * size, point) as reached:
+        assert reached.recv() == point
+    store = open_store()
+    assert {problem.key for problem in store.verify()} <= {KEYS[1]}
+    assert text_key(store, 1) == KEYS[1]
+    for seed in (0, 2, 9):
+        packet = toy_packet(seed)
+        found = store.get(packet.key)
+        assert found is not None
+        assert raw(found) == raw(packet)
+    assert store.get(KEYS[1]) is None
+    assert store.stat().tiers["disk"].bytes <= 3 * size
+    put(store, 1)
+    assert store.get(KEYS[1]) is not None
+    assert list(store.verify()) == []

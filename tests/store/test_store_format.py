@@ -1,6 +1,7 @@
 import json
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -380,3 +381,23 @@ def test_any_shape_survives_a_codec(codec, data):
     step = {"raw": 0.0, "int8": 1 / 254, "fp8": 1 / 28, "int4": 1 / 14}[codec]
     step *= 1 + 2**-10  # scales are rounded to float16
     assert (again - layer).abs().max() <= step * layer.abs().max() + (0 if codec == "raw" else 1e-4)
+
+
+def test_many_readers_share_the_threads_and_a_bad_layer_ends_none_of_them(tmp_path):
+    packet = toy_packet(3, shape=LARGE)
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for path in (good, bad):
+        with path.open("wb") as file:
+            write_packet(file.fileno(), packet)
+    with bad.open("r+b") as file:
+        file.seek(-10_000, os.SEEK_END)
+        file.write(b"flipped")
+
+    def read(number: int) -> bool:
+        try:
+            return raw(read_packet(bad if number % 2 else good, key=packet.key)) == raw(packet)
+        except CorruptPacketError as error:
+            return number % 2 == 1 and "checksum of layer" in str(error)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(read, range(18))) == [True] * 18

@@ -2,9 +2,10 @@
 
 from obstore.store import MemoryStore
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 from toy_packets import toy_packet, toy_text
 
-from kvrag.store import PacketStore
+from kvrag.store import MetricsOfStores, PacketStore
 
 
 def test_every_tier_counts_what_it_gives_and_takes(tmp_path):
@@ -62,3 +63,34 @@ def test_nothing_is_registered_by_itself(tmp_path):
         registry.register(first.metrics)
         first.get(toy_packet().key)
         assert b"kvrag_packet_misses_total 1.0" in generate_latest(registry)
+
+
+def test_several_stores_share_a_registry_and_are_told_apart(tmp_path):
+    with (
+        PacketStore(tmp_path / "a") as first,
+        PacketStore(tmp_path / "b") as second,
+        PacketStore(tmp_path / "c") as late,
+    ):
+        stores = {"a": first.metrics, 'b "quoted"\n': second.metrics}
+        registry = CollectorRegistry(auto_describe=True)  # which refuses names that are there already
+        registry.register(MetricsOfStores(stores))
+        for _ in range(2):
+            first.get(toy_packet(0).key)
+        second.put(toy_packet(0), [])
+        second.get(toy_packet(0).key)
+
+        def value(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(f"kvrag_{name}", labels)
+
+        assert value("packet_misses_total", store="a") == 2
+        assert value("packet_misses_total", store='b "quoted"\n') == 0
+        assert value("packet_hits_total", store='b "quoted"\n', tier="disk") == 1
+        assert value("packet_load_seconds_bucket", store='b "quoted"\n', tier="disk", le="+Inf") == 1
+        stores["c"] = late.metrics
+        assert value("packet_misses_total", store="c") == 0
+        del stores["a"]
+        assert value("packet_misses_total", store="a") is None
+        text = generate_latest(registry).decode()
+        families = [family.name for family in text_string_to_metric_families(text)]
+        assert len(families) == len(set(families)) == text.count("# TYPE")
+        assert set(families) >= {"kvrag_packet_hits", "kvrag_packet_load_seconds", "kvrag_upload_queue_packets"}

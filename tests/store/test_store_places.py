@@ -9,6 +9,7 @@ from toy_packets import SCOPE, open_as_somebody_else, toy_packet, toy_text
 
 from kvrag.errors import StoreError
 from kvrag.store import PacketStore, format
+from kvrag.store.schema import SCHEMA_VERSION
 
 
 def everything(store: PacketStore) -> list[str]:
@@ -38,10 +39,11 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, child, mode):
 
 def test_an_index_from_a_newer_kvrag_is_refused_and_left_alone(tmp_path):
     PacketStore(tmp_path).close()
+    newer = SCHEMA_VERSION + 1
     with sqlite3.connect(tmp_path / "index.sqlite") as index:
-        index.execute("PRAGMA user_version = 3")
+        index.execute(f"PRAGMA user_version = {newer}")
     index.close()
-    with pytest.raises(StoreError, match=r"has schema 3, this kvrag knows 2: update kvrag"):
+    with pytest.raises(StoreError, match=f"has schema {newer}, this kvrag knows {SCHEMA_VERSION}: update kvrag"):
         PacketStore(tmp_path)
     assert [path.name for path in tmp_path.glob("index*")] == ["index.sqlite"]
 

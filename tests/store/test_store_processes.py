@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from toy_packets import SCOPE, put_and_stop, put_many, raw, toy_packet, toy_text, use_after_fork
+from toy_packets import SCOPE, put_and_stop, put_many, raw, read_in_a_fork, toy_packet, toy_text, use_after_fork
 
 from kvrag.matching import fingerprint
 from kvrag.store import PacketStore, RepairReport
@@ -54,6 +54,12 @@ def test_a_store_can_be_used_on_both_sides_of_a_fork(store, child):
     with child(use_after_fork, store.root) as answers:
         assert answers.recv() == (0, 3, [])
     assert_safe(store, range(3))
+
+
+def test_large_packets_are_read_on_both_sides_of_a_fork(tmp_path, child):
+    with child(read_in_a_fork, tmp_path) as answers:
+        assert answers.poll(60), "the fork waits for threads that it does not have"
+        assert answers.recv() == (0, [True, True])
 
 
 @pytest.mark.parametrize("seed", range(50))

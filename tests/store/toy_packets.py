@@ -1,6 +1,7 @@
 """Small packets, and what the processes of the store's tests do with them."""
 
 import os
+import pathlib
 import time
 
 import numpy as np
@@ -103,3 +104,69 @@ def put_with_remote(root, remote, seeds, acknowledged) -> None:
             store.put(toy_packet(seed), [toy_text(seed)])
         acknowledged.send(store.stat().pending_uploads)
         time.sleep(600)
+
+
+def hold_with_remote(root, remote, seeds, events) -> None:
+    """Bring packets from a remote, as many at a time as a store does."""
+    with PacketStore(root, **remote) as store:
+        for seed in seeds:
+            store.register(SCOPE, toy_text(seed), toy_packet(seed).key)
+        events.send("registered")
+        with store.hold([toy_packet(seed).key for seed in seeds]) as hold:
+            events.send(len(hold.packets))
+            time.sleep(600)
+
+
+def read_in_a_fork(root, answer) -> None:
+    """Read a packet with several threads in a process and then in its fork."""
+    packet = toy_packet(0, shape=(6, 2, 2, 1024, 128))  # 12 MiB
+    with PacketStore(root, memory_bytes=0) as store:
+        store.put(packet, [])
+        found = [store.get(packet.key)]
+        if os.fork() == 0:
+            again = store.get(packet.key)
+            os._exit(0 if again is not None and raw(again) == raw(packet) else 1)
+        _, status = os.wait()
+        found.append(store.get(packet.key))
+        answer.send((status, [each is not None and raw(each) == raw(packet) for each in found]))
+
+
+def collect_and_stop(root, remote, in_use, point, reached) -> None:
+    """Delete what no text in use leads to, from the remote too, but stop for good at a point in the middle."""
+
+    def stop(*_arguments):
+        reached.send(point)
+        time.sleep(600)
+
+    with PacketStore(root, **remote) as store:
+        delete, withdrawn, calls = store._remote._objects.delete, store._index.withdrawn, []
+
+        def second(path):
+            calls.append(path)
+            return delete(path) if len(calls) == 1 else stop()
+
+        if point == "before the rows":
+            store._index.remove_if = stop
+        elif point == "before the objects":
+            store._remote._objects.delete = stop
+        elif point == "object deleted":
+            store._index.withdrawn = lambda key, url: stop() or withdrawn(key, url)
+        elif point == "among the objects":
+            store._remote._objects.delete = second
+        store.gc([toy_text(in_use)], grace=0, uploads=True)
+
+
+def make_room_and_stop(root, disk_bytes, point, reached) -> None:
+    """Put a packet for which another has to go, but stop for good while that goes."""
+
+    def stop(*_arguments, **_options):
+        reached.send(point)
+        time.sleep(600)
+
+    with PacketStore(root, memory_bytes=0, disk_bytes=disk_bytes) as store:
+        remove, unlink = store._index.remove, pathlib.Path.unlink
+        if point == "in the transaction":
+            store._index.remove = lambda key, **options: remove(key, **options) and stop()
+        elif point == "file deleted":
+            pathlib.Path.unlink = lambda path, **options: stop() if not unlink(path, **options) else None
+        store.put(toy_packet(9), [toy_text(9)])
