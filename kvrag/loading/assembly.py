@@ -83,8 +83,8 @@ class Assembly:
         """The packet, once all of it is there."""
         if item.key in self._whole:
             return self._whole[item.key]
-        ids = torch.tensor(self._chunk(item.key).ids, dtype=torch.int64).numpy()
         if item.front == item.tokens:
+            ids = torch.tensor(self._chunk(item.key).ids, dtype=torch.int64).numpy()
             kv = self._loader.run(self._encodings[item.key].kv, 0, item.tokens).contiguous()
             return Packet(item.key, self._scope, ids, kv)
         packet = self._opened[item.key]

@@ -173,7 +173,7 @@ def test_cacheblend_goes_on_with_what_deviates_most(new_engine, computed):
         packet = prepared.packets[segment.key]
         kv = packet.kv.clone()
         kv[1, 1, :, [n for n, row in enumerate(places) if row in planted]] += 100
-        damaged[segment.key] = replace(packet, kv=kv)
+        damaged[segment.key] = replace(packet, data=kv)
     plan = plan_lane(engine.model, replace(prepared, packets=damaged), ComputedStates(0), 1)
     engine.model.forward([plan.rows])
     assert among_packets(prepared, computed[0][0]) == among_packets(prepared, computed[1][0]) == rows
