@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT, default_int_handler, signal
 from subprocess import PIPE, Popen
 from typing import Any, NamedTuple
 
@@ -112,6 +113,7 @@ def run_command(job: dict[str, Any]) -> None:
     code = 1
     for target, path in zip((0, 1, 2), (os.devnull, *job["outputs"]), strict=True):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), target)
+    signal(SIGINT, default_int_handler)  # which is ignored where tests run in the background of a shell
     try:
         os.chdir(job["folder"])
         retrieval.sentence_embedding = embed_or_fail
