@@ -1,9 +1,5 @@
 """Extents of bytes: int8 and fp8 numbers with scales, attended to as they are."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from kvrag_kernels.packet_attention import AttentionItem, AttentionTable, packet_attention_reference
@@ -15,11 +11,12 @@ from .test_packet_attention import angles
 
 pytest.importorskip("triton")
 
-from kvrag_kernels.packet_attention import device, triton
+from kvrag_kernels.packet_attention import device
 from kvrag_kernels.packet_attention.device import DeviceWork
 from kvrag_kernels.packet_attention.once import packet_attention_triton
 from kvrag_kernels.packet_attention.readers import READER, forms_of, readers_of
 
+from .mutants import mutated
 from .test_triton import DEVICE, assert_as_accurate_as
 
 BYTES = ["int8", "fp8"]
@@ -207,14 +204,7 @@ MUTANTS = {
 @pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter suffices")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_tolerance_sees_a_broken_kernel(mutant, tmp_path, monkeypatch):
-    source = Path(triton.__file__).read_text()
-    old, new = MUTANTS[mutant]
-    assert source.count(old) == 1
-    (tmp_path / "mutant.py").write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("mutant", tmp_path / "mutant.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutant", module)
-    spec.loader.exec_module(module)
+    module = mutated(*MUTANTS[mutant], tmp_path, monkeypatch)
     inputs, table = mixed_case(["int8", "raw", "fp8"])
     assert_attended(inputs, table)
     monkeypatch.setattr(device, "attend_units", module.attend_units)

@@ -1,6 +1,5 @@
 """The Triton kernels: in the interpreter where there is no GPU, and compiled for GPUs that are not there."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,11 +16,13 @@ from .test_packet_attention import CASES, D, angles, case, grouped, to
 
 pytest.importorskip("triton")
 
-from kvrag_kernels.packet_attention import device, triton
+from kvrag_kernels.packet_attention import device
 from kvrag_kernels.packet_attention.device import DeviceWork
 from kvrag_kernels.packet_attention.once import packet_attention_triton
 from kvrag_kernels.packet_attention.readers import READER, place_of, readers_of
 from kvrag_kernels.packet_attention.work import CapacityError, plan_work
+
+from .mutants import mutated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FACTOR = 3.0 if DEVICE == "cuda" else 2.0
@@ -270,14 +271,7 @@ MUTANTS = {
 @pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter suffices")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_tolerance_sees_a_broken_kernel(mutant, tmp_path, monkeypatch):
-    source = Path(triton.__file__).read_text()
-    old, new = MUTANTS[mutant]
-    assert source.count(old) == 1
-    (tmp_path / "mutant.py").write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("mutant", tmp_path / "mutant.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "mutant", module)
-    spec.loader.exec_module(module)
+    module = mutated(*MUTANTS[mutant], tmp_path, monkeypatch)
     inputs, table, exact, _ = case([63, 130, 300, 7], 9, first_seen=[0, 2, 3, 5])
     inputs = to(inputs, torch.float32)
     oracle = packet_attention_reference(*to(inputs, torch.float64), exact, D**-0.5)
