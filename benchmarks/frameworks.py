@@ -5,9 +5,13 @@ Either side calls a logits processor for every token, when the scores are there 
 measure, since transformers' streamer holds them back up to the end of a word.
 """
 
+import argparse
 import asyncio
+import json
+import logging
 import platform
 import statistics
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,7 +26,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from kvrag import PacketEngine
 from kvrag.demo.collection import Question, load_questions, load_sections
+from kvrag.demo.weights import demo_folder
 from kvrag.evaluation.metrics import contains_answer
 
 PROMPT = "Tell me everything that you know about the sea."
@@ -245,3 +251,60 @@ def setting(*packages: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in (*packages, "transformers", "torch")},
     }
+
+
+def run(
+    result: str,
+    theirs: Callable[[Any, PreTrainedTokenizerBase], Side],
+    ours: Callable[[PacketEngine, str | None], Side],
+    *,
+    package: str,
+    core: str,
+    limit_name: str,
+) -> None:
+    """What both commands do, from their options to the file.
+
+    Args:
+        result: name of the file, unless --out gives another.
+        theirs: makes the framework's own side of a model and a tokenizer.
+        ours: makes kvrag's side of an engine and a strategy, None being the engine's.
+        package: of the framework's own integration.
+        core: the framework's package.
+        limit_name: what the framework calls the number of tokens of an answer.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--questions", type=int, default=6)
+    parser.add_argument("--documents", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / result)
+    options = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+    folder = demo_folder("demo")
+    model, tokenizer = demo_parts(folder)
+    ends = [tokenizer.eos_token_id]
+    with tempfile.TemporaryDirectory() as store:
+        engine = PacketEngine.from_pretrained("demo", store=f"{store}/packets", computed_bytes=0)
+        beginnings = with_two_beginnings(folder)
+        other = PacketEngine.from_pretrained(
+            (demo_parts(folder)[0], beginnings), store=f"{store}/other", adapter="none", strategy="no-recompute"
+        )
+        with engine, other:
+            sides = {
+                package: theirs(model, tokenizer),
+                "kvrag, full-recompute": ours(engine, "full-recompute"),
+                "kvrag, packets": ours(engine, None),
+            }
+            engine.build(text for _, texts in tasks(options.questions, options.documents) for text in texts)
+            found = setting(core, package) | {
+                "documents": options.documents,
+                **compare(sides, options.questions, options.documents, options.tokens, ends),
+            }
+            with_two = {package: theirs(model, beginnings), "kvrag, packets": ours(other, None)}
+            found["observed"] = {
+                name: observe(sides[name], ends, limit_name)
+                | {"first_tokens_of_a_prompt": first_tokens(twice, beginnings.bos_token_id)}
+                for name, twice in with_two.items()
+            }
+    options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps({name: value for name, value in found.items() if name != "rows"}, indent=1))

@@ -11,25 +11,10 @@ stop strings, options of a call, usage, the event loop, a reader who leaves, and
 tokenizer's own first token.
 """
 
-import argparse
-import json
-import logging
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from frameworks import (
-    Side,
-    TokenClock,
-    compare,
-    demo_parts,
-    first_tokens,
-    observe,
-    setting,
-    tasks,
-    with_two_beginnings,
-)
+from frameworks import Side, TokenClock, run
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import BaseChatModel
@@ -41,9 +26,7 @@ from langchain_kvrag import ChatKVRag
 from transformers import LogitsProcessorList, pipeline
 
 from kvrag import PacketEngine
-from kvrag.demo.weights import demo_folder
 
-RESULT = Path(__file__).parent / "results" / "frameworks-langchain.json"
 TEMPLATE = ChatPromptTemplate.from_messages(
     [("human", "Answer from these documents.\n\n{context}\n\nQuestion: {question}\nAnswer briefly.")]
 )
@@ -100,54 +83,19 @@ def huggingface(model: Any, tokenizer: Any) -> Make:
     return make
 
 
-def kvrag(engine: PacketEngine, strategy: str | None = None) -> Make:
+def kvrag(engine: PacketEngine, strategy: str | None) -> Make:
     def make(limit: int, clock: TokenClock) -> Any:
         return ChatKVRag(engine=engine, max_tokens=limit, strategy=strategy).bind(logits_processor=[clock])
 
     return make
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=6)
-    parser.add_argument("--documents", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-
-    folder = demo_folder("demo")
-    model, tokenizer = demo_parts(folder)
-    theirs = Chat(huggingface(model, tokenizer))
-    ends = [tokenizer.eos_token_id]
-    with tempfile.TemporaryDirectory() as store:
-        engine = PacketEngine.from_pretrained("demo", store=f"{store}/packets", computed_bytes=0)
-        beginnings = with_two_beginnings(folder)
-        other = PacketEngine.from_pretrained(
-            (demo_parts(folder)[0], beginnings), store=f"{store}/other", adapter="none", strategy="no-recompute"
-        )
-        with engine, other:
-            sides: dict[str, Side] = {
-                "langchain-huggingface": theirs,
-                "kvrag, full-recompute": Chat(kvrag(engine, "full-recompute")),
-                "kvrag, packets": Chat(kvrag(engine)),
-            }
-            engine.build(text for _, texts in tasks(options.questions, options.documents) for text in texts)
-            result = setting("langchain-core", "langchain-huggingface") | {
-                "documents": options.documents,
-                **compare(sides, options.questions, options.documents, options.tokens, ends),
-            }
-            result["observed"] = {
-                name: observe(sides[name], ends, "max_tokens")
-                | {"first_tokens_of_a_prompt": first_tokens(twice, beginnings.bos_token_id)}
-                for name, twice in (
-                    ("langchain-huggingface", Chat(huggingface(model, beginnings))),
-                    ("kvrag, packets", Chat(kvrag(other))),
-                )
-            }
-    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        "frameworks-langchain.json",
+        lambda model, tokenizer: Chat(huggingface(model, tokenizer)),
+        lambda engine, strategy: Chat(kvrag(engine, strategy)),
+        package="langchain-huggingface",
+        core="langchain-core",
+        limit_name="max_tokens",
+    )

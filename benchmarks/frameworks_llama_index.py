@@ -10,26 +10,11 @@ stop strings, options of a call, usage, the event loop, a reader who leaves, and
 tokenizer's own first token.
 """
 
-import argparse
-import json
-import logging
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
-from pathlib import Path
 from typing import Any
 
-from frameworks import (
-    Side,
-    TokenClock,
-    compare,
-    demo_parts,
-    first_tokens,
-    observe,
-    setting,
-    tasks,
-    with_two_beginnings,
-)
+from frameworks import Side, TokenClock, run
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.llms import LLM, ChatMessage
 from llama_index.core.schema import TextNode
@@ -38,9 +23,7 @@ from llama_index_kvrag import KVRagLLM
 from transformers import LogitsProcessorList
 
 from kvrag import PacketEngine
-from kvrag.demo.weights import demo_folder
 
-RESULT = Path(__file__).parent / "results" / "frameworks-llama-index.json"
 Make = Callable[[int, TokenClock], LLM]
 
 
@@ -91,7 +74,7 @@ def huggingface(model: Any, tokenizer: Any) -> Make:
     return make
 
 
-def kvrag(engine: PacketEngine, strategy: str | None = None) -> Make:
+def kvrag(engine: PacketEngine, strategy: str | None) -> Make:
     def make(limit: int, clock: TokenClock) -> LLM:
         additional = {"logits_processor": [clock]}
         return KVRagLLM(engine, max_tokens=limit, strategy=strategy, additional_kwargs=additional)
@@ -99,46 +82,12 @@ def kvrag(engine: PacketEngine, strategy: str | None = None) -> Make:
     return make
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=6)
-    parser.add_argument("--documents", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-
-    folder = demo_folder("demo")
-    model, tokenizer = demo_parts(folder)
-    ends = [tokenizer.eos_token_id]
-    with tempfile.TemporaryDirectory() as store:
-        engine = PacketEngine.from_pretrained("demo", store=f"{store}/packets", computed_bytes=0)
-        beginnings = with_two_beginnings(folder)
-        other = PacketEngine.from_pretrained(
-            (demo_parts(folder)[0], beginnings), store=f"{store}/other", adapter="none", strategy="no-recompute"
-        )
-        with engine, other:
-            sides: dict[str, Side] = {
-                "llama-index-llms-huggingface": Application(huggingface(model, tokenizer)),
-                "kvrag, full-recompute": Application(kvrag(engine, "full-recompute")),
-                "kvrag, packets": Application(kvrag(engine)),
-            }
-            engine.build(text for _, texts in tasks(options.questions, options.documents) for text in texts)
-            result = setting("llama-index-core", "llama-index-llms-huggingface") | {
-                "documents": options.documents,
-                **compare(sides, options.questions, options.documents, options.tokens, ends),
-            }
-            result["observed"] = {
-                name: observe(sides[name], ends, "max_new_tokens")
-                | {"first_tokens_of_a_prompt": first_tokens(twice, beginnings.bos_token_id)}
-                for name, twice in (
-                    ("llama-index-llms-huggingface", Application(huggingface(model, beginnings))),
-                    ("kvrag, packets", Application(kvrag(other))),
-                )
-            }
-    options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    run(
+        "frameworks-llama-index.json",
+        lambda model, tokenizer: Application(huggingface(model, tokenizer)),
+        lambda engine, strategy: Application(kvrag(engine, strategy)),
+        package="llama-index-llms-huggingface",
+        core="llama-index-core",
+        limit_name="max_new_tokens",
+    )
