@@ -89,7 +89,8 @@ def answer(args: argparse.Namespace, device: str, graphs: bool) -> dict:
         PacketStore(args.store) as store,
         PacketEngine(_model(device), store=store, cuda_graphs=graphs) as engine,
     ):
-        answered = EngineAnswerer(engine, TOKENS).answer(cases(args, engine), STRATEGY)
+        answerer = EngineAnswerer(engine, TOKENS)
+        answered = [answerer.answer([case], STRATEGY)[0] for case in cases(args, engine)]
         return {"device": engine.model.device_name, "answers": [plain(each) for each in answered]}
 
 

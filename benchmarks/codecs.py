@@ -2,8 +2,8 @@
 
     python benchmarks/codecs.py --data squad_dev.json.gz --limit 40 --out benchmarks/results/codecs-cpu.json
 
-Every codec gets a `kvrag eval quality` of its own, over the same questions. Sizes and speeds are those of one layer of
-random numbers of Llama-3.1-8B's shape, 512 tokens, on one thread.
+Every codec gets a `kvrag eval quality` of its own, over the same questions, `--jobs` of them at a time. Sizes and
+speeds are those of one layer of random numbers of Llama-3.1-8B's shape, 512 tokens, on one thread.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,21 +30,26 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--jobs", type=int, default=1, help="codecs at a time")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     report: dict = {"codecs": [speed(name) for name in CODECS], "quality": []}
-    for name in CODECS:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "quality.json"
-            command = [sys.executable, "-m", "kvrag", "eval", "quality", "--model", args.model, "--codec", name]
-            command += ["--backend", "engine", "--limit", str(args.limit), "--passages", str(args.passages)]
-            command += ["--methods", "kv-packet", "--out", str(out)]
-            subprocess.run([*command, *(f"--data={source}" for source in args.data)], check=True)
-            found = json.loads(out.read_text())
-        rows = found.pop("rows")
-        report["quality"] += [{"codec": name, **row} for row in rows if row["method"] == "kv-packet"]
-        report = {k: v for k, v in found.items() if k != "codec"} | report
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for name, found in zip(CODECS, pool.map(partial(quality, args), CODECS), strict=True):
+            rows = found.pop("rows")
+            report["quality"] += [{"codec": name, **row} for row in rows if row["method"] == "kv-packet"]
+            report = {k: v for k, v in found.items() if k != "codec"} | report
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def quality(args: argparse.Namespace, codec: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "quality.json"
+        command = [sys.executable, "-m", "kvrag", "eval", "quality", "--model", args.model, "--codec", codec]
+        command += ["--backend", "engine", "--limit", str(args.limit), "--passages", str(args.passages)]
+        command += ["--methods", "kv-packet", "--out", str(out)]
+        subprocess.run([*command, *(f"--data={source}" for source in args.data)], check=True)
+        return json.loads(out.read_text())
 
 
 def speed(name: str) -> dict:

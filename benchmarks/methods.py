@@ -2,37 +2,43 @@
 
     python benchmarks/methods.py --folder data --jobs 8 --out benchmarks/results/methods-h200.json
 
-Costs come from a run of `kvrag eval methods` for every set and number of passages, one after the other and alone on the
-first GPU. Quality comes from more runs, `--jobs` of them at a time on the other GPUs, or on the only one when costs are
-known: one for all methods that only attach, and one for each that computes tokens anew, because it takes its questions
-one by one. On a GPU a last run times the methods at the shape of a larger model with random weights; its rows stand
-under "times" with that model's name.
+Costs are measured first, alone on the first GPU: on a few prompts of every set, and at the shape of a larger model with
+random weights, whose rows stand under "times" with that model's name. Quality is measured by `--jobs` processes on each
+GPU; those of the other GPUs begin at once. They take a few questions of a set at a time and answer them by all methods,
+so that every row of a set counts the same questions, as many as there was time for.
 
 `data` holds `squad_dev.json.gz`, `multihop.jsonl.gz` and `mtrag.jsonl.gz`; sets whose file is missing are left out and
-named. The file is written after every run, and the chart beside it, as a PNG, at the end. The time left is divided
-between the sets; a method that runs out of time has fewer questions, as its row says.
+named. The file is written every minute, and the chart beside it, as a PNG, at the end.
 """
 
 import argparse
 import json
 import os
-import queue
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from kvrag import PacketEngine
+from kvrag.bench import open_geometry
+from kvrag.bench.methods import measure_method_times
+from kvrag.cli.eval import load_set
+from kvrag.cli.prompts import find_template
+from kvrag.evaluation.backends import AnswererChoice
+from kvrag.evaluation.cases import Case, Cases, Window, make_cases
 from kvrag.evaluation.chart import plot_pareto
-from kvrag.evaluation.costs import Costs, MethodRow
-from kvrag.evaluation.report import Setup
-from kvrag.files import replace_file
-from kvrag.strategies import available_strategies, strategy_from_name
+from kvrag.evaluation.costs import Costs, MethodRow, measure_costs
+from kvrag.evaluation.quality import NATURAL, Score, methods_from_names, rows_of, score
+from kvrag.evaluation.report import QualityReport, Setup, write_atomically
+from kvrag.strategies import available_strategies
 
 SETS = [
     ("squad_dev.json.gz", 4),
@@ -42,7 +48,9 @@ SETS = [
     ("biography", 8),
     ("mtrag.jsonl.gz", 4),
 ]
-COSTS = set(Costs.__dataclass_fields__)
+TOKENS = 24
+SEED = 0
+AT_A_TIME = 8  # questions
 
 
 def main() -> None:
@@ -53,127 +61,173 @@ def main() -> None:
     parser.add_argument("--adapter", default="auto")
     parser.add_argument("--methods", default=",".join(available_strategies()))
     parser.add_argument("--limit", type=int, default=2000, help="questions of each set, at most")
-    parser.add_argument("--jobs", type=int, default=1, help="measuring quality at a time")
-    parser.add_argument("--budget-seconds", type=float, default=3600.0, help="for everything")
-    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--jobs", type=int, default=1, help="processes on each GPU")
+    parser.add_argument("--budget-seconds", type=float, default=3600.0, help="begin nothing behind them")
     parser.add_argument("--timed", type=int, default=4, help="prompts of each set to time")
+    parser.add_argument("--runs", type=int, default=5, help="of each timed prompt by each method")
     parser.add_argument("--geometry", default="llama-3.1-8b" if torch.cuda.is_available() else "", help="empty: none")
     args = parser.parse_args()
 
     end = time.monotonic() + args.budget_seconds
-    sets = [(place(args.folder, name), passages) for name, passages in SETS]
-    common = ["--model", args.model, "--adapter", args.adapter, "--batch-tokens", args.batch_tokens]
-    options = [["--data", name, "--passages", passages, *common] for name, passages in sets if name is not None]
     names = args.methods.split(",")
-    anew = [name for name in names if not strategy_from_name(name).packs]
-    groups = [group for group in (",".join(name for name in names if name not in anew), *anew) if group]
-    bench = Bench(args.out, names)
-    timed = ["--methods", args.methods, "--limit", args.timed, "--timed", args.timed]
-    gpus = list(range(torch.cuda.device_count()))
-    spare: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for gpu in (gpus[1:] or gpus) * args.jobs:
-        spare.put(gpu)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = visible.split(",") if torch.cuda.is_available() else [None]
+    with TemporaryDirectory(prefix="kvrag-methods-") as folder:
+        engine = open_engine(args.model, args.adapter, folder)
+        with engine, ThreadPoolExecutor(args.jobs * len(gpus)) as pool:
+            sets = make_sets(args, names, engine)
+            bench = Bench(args.out, sets, Setup.of(engine))
+            slices = iter(Slices(sets))
 
-    def quality(of: int, group: str) -> None:
-        gpu = spare.get() if gpus else None
-        try:
-            # The jobs that wait behind this one have a right to their share of the time.
-            left = (end - time.monotonic()) / (1 + waiting(jobs) // args.jobs)
-            job = ["--methods", group, *options[of], "--limit", args.limit, "--timed", 1, "--runs", 1]
-            bench.add(of, run([*job, "--budget-seconds", max(1.0, left)], end, gpu), costs=False)
-        finally:
-            if gpu is not None:
-                spare.put(gpu)
+            def work(gpu: str | None) -> list[Future[None]]:
+                return [pool.submit(answer, args, gpu, slices, bench.add, end) for _ in range(args.jobs)]
 
-    jobs: list[Future[None]] = []
-    with ThreadPoolExecutor(args.jobs) as pool:
-        if len(gpus) > 1:
-            jobs += [pool.submit(quality, of, group) for of in range(len(options)) for group in groups]
-        for of, given in enumerate(options):
-            bench.add(of, run([*timed, *given], end, 0 if gpus else None), costs=True)
-        if args.geometry:
-            shape = ["--methods", args.methods, "--times-only", "--geometry", args.geometry]
-            bench.add_times(run(shape, end, 0 if gpus else None))
-        if len(gpus) < 2:
-            jobs += [pool.submit(quality, of, group) for of in range(len(options)) for group in groups]
-    for job in jobs:
-        job.result()
-    rows = bench.rows()
+            jobs = [job for gpu in gpus[1:] for job in work(gpu)]
+            for number, cases in enumerate(sets):
+                costs = measure_costs(engine, cases.cases[: args.timed], methods_from_names(names), runs=args.runs)
+                bench.add_costs(number, costs)
+            if args.geometry:
+                bench.times = geometry_times(args, names)
+            jobs += work(gpus[0])
+            while wait(jobs, timeout=60).not_done:
+                bench.save()
+            for job in jobs:
+                job.result()
+    rows = bench.save()
     if rows:
-        setup = Setup(**{name: bench.setup[name] for name in Setup.__dataclass_fields__})
-        plot_pareto(setup, [MethodRow(**row) for row in rows], args.out.with_suffix(".png"))
+        plot_pareto(bench.setup, rows, args.out.with_suffix(".png"))
+
+
+class Slices:
+    """A few questions of each set in turn, for whoever asks; `(set, first, cases)`."""
+
+    def __init__(self, sets: Sequence[Cases]) -> None:
+        self._sets, self._lock = sets, threading.Lock()
+        self._all = self._each()
+
+    def __iter__(self) -> Iterator[tuple[int, int, Sequence[Case]]]:
+        return self
+
+    def __next__(self) -> tuple[int, int, Sequence[Case]]:
+        with self._lock:
+            return next(self._all)
+
+    def _each(self) -> Iterator[tuple[int, int, Sequence[Case]]]:
+        for first in range(0, max(len(cases.cases) for cases in self._sets), AT_A_TIME):
+            for number, cases in enumerate(self._sets):
+                if first < len(cases.cases):
+                    yield number, first, cases.cases[first : first + AT_A_TIME]
 
 
 class Bench:
-    """What is known so far, and the file that holds it: a row where both quality and costs are known.
+    """What is known so far, and the file that holds it: a row where both quality and costs are known."""
 
-    Args:
-        path: of the file.
-        names: of the methods, in the order of rows that are equally good.
-    """
+    def __init__(self, path: Path, sets: Sequence[Cases], setup: Setup) -> None:
+        self.times: list[dict[str, Any]] = []
+        self.setup = setup
+        self._path, self._sets, self._lock = path, sets, threading.Lock()
+        self._costs: dict[int, dict[str, Costs]] = {}
+        self._scores: list[dict[int, dict[str, list[Score]]]] = [{} for _ in sets]
 
-    def __init__(self, path: Path, names: list[str]) -> None:
-        self.setup: dict[str, Any] = {}
-        self._path, self._names, self._lock = path, names, threading.Lock()
-        self._halves: dict[tuple[int, str], dict[str, Any]] = {}
-        self._times: list[dict[str, Any]] = []
-
-    def add(self, of: int, found: dict[str, Any], *, costs: bool) -> None:
-        """Rows of a set by its number, of which the costs or everything else count."""
+    def add(self, number: int, first: int, found: dict[str, list[Score]]) -> None:
+        """Scores of some questions of a set by its number."""
         with self._lock:
-            for row in found.get("rows", []):
-                known = self._halves.setdefault((of, row["method"]), {})
-                half = {name: value for name, value in row.items() if (name in COSTS) == costs}
-                if costs or half["n"] > known.get("n", 0):  # every job has the methods that all refer to
-                    known.update(half)
-            self._save({name: value for name, value in found.items() if name != "rows"})
+            self._scores[number][first] = found
 
-    def add_times(self, found: dict[str, Any]) -> None:
-        """Rows of a model with random weights."""
-        with self._lock:
-            label = {name: found[name] for name in ("device", "dtype", "date") if name in found}
-            self._times = [label | row for row in found.get("rows", [])]
-            self._save({})
+    def add_costs(self, number: int, costs: dict[str, Costs]) -> None:
+        """Costs of all methods on a set."""
+        self._costs[number] = costs
+        self.save()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Set by set, the best first."""
-        complete = [(of, row) for (of, _), row in self._halves.items() if "n" in row and row.keys() >= COSTS]
-        return [row for _, row in sorted(complete, key=lambda pair: (pair[0], -(pair[1]["f1"] or 0), pair[1]["kl"]))]
-
-    def _save(self, setup: dict[str, Any]) -> None:
-        self.setup = self.setup or setup
-        report = self.setup | {"rows": self.rows(), "times": self._times}
-        replace_file(self._path, (json.dumps(report, indent=1) + "\n").encode())
-
-
-def waiting(jobs: list[Future[None]]) -> int:
-    return sum(not (job.running() or job.done()) for job in jobs)
+    def save(self) -> list[MethodRow]:
+        """Write the file; its rows set by set, the best first."""
+        report = QualityReport(self.setup, SEED, TOKENS)
+        rows: list[MethodRow] = []
+        for number, costs in self._costs.items():
+            with self._lock:
+                parts = sorted(self._scores[number].items())
+            if not parts:
+                continue
+            cases = self._sets[number]
+            answered = tuple(case for first, _ in parts for case in cases.cases[first : first + AT_A_TIME])
+            found = {name: [s for _, part in parts for s in part[name]] for name in costs}
+            known = rows_of(replace(cases, cases=answered), found, seed=SEED)
+            of_set = [MethodRow.of(row, costs[row.method]) for row in known]
+            rows += sorted(of_set, key=lambda row: (-(row.f1 or 0.0), row.kl))
+        report.rows = list(rows)
+        write_atomically(self._path, json.dumps(report.as_json() | {"times": self.times}, indent=1) + "\n")
+        return rows
 
 
-def place(folder: Path, name: str) -> str | None:
-    """The file of a set, or the name of one that kvrag makes."""
-    if "." not in name:
-        return name
-    if (folder / name).exists():
-        return str(folder / name)
-    sys.stderr.write(f"left out: {name}, which is not in {folder}\n")
-    return None
+def make_sets(args: argparse.Namespace, names: Sequence[str], engine: PacketEngine) -> list[Cases]:
+    """The questions of every set whose file is there."""
+    model, template = engine.model, find_template("llama-index-compact")
+    window = Window(model, list(methods_from_names(names).values()), engine.adapter, TOKENS)
+    sets: list[Cases] = []
+    for name, passages in SETS:
+        file = args.folder / name
+        if "." in name and not file.exists():
+            sys.stderr.write(f"left out: {name}, which is not in {args.folder}\n")
+            continue
+        questions = load_set(str(file) if "." in name else name, args.limit, SEED)
+        sets.append(make_cases(questions, passages, template, model, window, seed=SEED, limit=args.limit))
+    return sets
 
 
-def run(options: list[Any], end: float, gpu: int | None) -> dict[str, Any]:
-    """One `kvrag eval methods`; what it wrote, even if it failed or was stopped half a minute behind the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "methods.json"
-        command = [sys.executable, "-m", "kvrag", "eval", "methods", *map(str, options), "--out", str(out)]
-        on = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        try:
-            left = max(30.0, end - time.monotonic() + 30)
-            failed = subprocess.run(command, timeout=left, check=False, env=os.environ | on).returncode != 0
-        except subprocess.TimeoutExpired:
-            failed = True
-        if failed:
-            sys.stderr.write(f"failed or out of time: {' '.join(command)}\n")
-        return json.loads(out.read_text()) if out.exists() else {}
+def geometry_times(args: argparse.Namespace, names: Sequence[str]) -> list[dict[str, Any]]:
+    """All methods on random packets, at the shape of a larger model."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = open_geometry(args.geometry, device, torch.bfloat16)
+    model.record_passes()
+    methods = {name: method for name, method in methods_from_names(names).items() if name != NATURAL}
+    rows = [
+        row
+        for packets in (4, 8, 16)
+        for row in measure_method_times(model, methods, packets=packets, packet=512, question=32, runs=args.runs)
+    ]
+    model.close()
+    return [{"device": model.device_name, "dtype": "bfloat16"} | asdict(row) for row in rows]
+
+
+def open_engine(model: str, adapter: str, folder: str) -> PacketEngine:
+    """One of many on its GPU."""
+    options = {"computed_bytes": 0, "device_memory": 1 << 30}
+    return PacketEngine.from_pretrained(model, store=folder, adapter=adapter, **options)
+
+
+def answer(
+    args: argparse.Namespace,
+    gpu: str | None,
+    slices: Iterator[tuple[int, int, Sequence[Case]]],
+    add: Callable[[int, int, dict[str, list[Score]]], None],
+    end: float,
+) -> None:
+    """Have a process of its own answer questions until there are none left, or no time."""
+    options = (args.model, args.adapter, args.methods, gpu)
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=begin, initargs=options) as process:
+        for number, first, cases in slices:
+            if time.monotonic() >= end:
+                return
+            add(number, first, process.submit(scored, cases).result())
+
+
+_PROCESS: dict[str, Any] = {}  # what a process opens once
+
+
+def begin(model: str, adapter: str, names: str, gpu: str | None) -> None:
+    """Open the engine."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        torch.set_num_threads(1)
+    folder = _PROCESS["folder"] = TemporaryDirectory(prefix="kvrag-methods-")
+    engine = open_engine(model, adapter, folder.name)
+    _PROCESS["methods"] = methods_from_names(names.split(","))
+    _PROCESS["answerer"] = AnswererChoice(engine, "auto", TOKENS)
+
+
+def scored(cases: Sequence[Case]) -> dict[str, list[Score]]:
+    """Answers by all methods."""
+    return score(cases, _PROCESS["methods"], _PROCESS["answerer"])
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@
 
 Every job is one `kvrag eval quality`; there are as many at a time as there are GPUs, or one. `data` holds
 `squad_dev.json.gz`, `multihop.jsonl.gz` and `mtrag.jsonl.gz`; jobs whose file is missing are left out and named. The
-file is written after every job.
+file is written after every job. One that is there already is completed: jobs whose rows it has are not done again, so
+delete it when the adapter is another one.
 """
 
 import argparse
+import copy
 import json
 import os
 import queue
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
+    known = json.loads(args.out.read_text()) if args.out.exists() else {}
     parts, jobs = [], []
     for part, (source, *options) in [("", job) for job in SHIPPED] + [("without_squad", job) for job in WITHOUT_SQUAD]:
         file = args.folder / source
@@ -53,6 +56,8 @@ def main() -> None:
             continue
         if "." in source and not file.exists():
             sys.stderr.write(f"left out: {source}, which is not in {args.folder}\n")
+            continue
+        if done(known if not part else known.get(part, {}), source, options):
             continue
         adapter = ["--adapter", str(args.without_squad)] if part else []
         parts.append(part)
@@ -66,7 +71,7 @@ def main() -> None:
     def keep(number: int, result: dict) -> None:
         with lock:
             found[number] = result
-            args.out.write_text(json.dumps(merged(found, parts), indent=1) + "\n")
+            args.out.write_text(json.dumps(merged(known, found, parts), indent=1) + "\n")
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = visible.split(",") if torch.cuda.is_available() else [None]
@@ -77,8 +82,16 @@ def main() -> None:
         thread.join()
 
 
-def merged(found: dict[int, dict], parts: list[str]) -> dict:
-    report: dict = {}
+def done(report: dict, source: str, options: list[str]) -> bool:
+    """Whether a report has a job's rows."""
+    wanted = {"--template": "llama-index-compact"} | dict(zip(options[::2], options[1::2], strict=True))
+    job = (source.split(".")[0], wanted["--template"], int(wanted["--passages"]))
+    return any((row["dataset"], row["template"], row["passages"]) == job for row in report.get("rows", []))
+
+
+def merged(known: dict, found: dict[int, dict], parts: list[str]) -> dict:
+    """What a file said, and the reports of some jobs."""
+    report = copy.deepcopy(known)
     for number in sorted(found):
         where = report.setdefault(parts[number], {}) if parts[number] else report
         where |= found[number] | {"rows": where.get("rows", []) + found[number]["rows"]}

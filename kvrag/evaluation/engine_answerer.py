@@ -1,4 +1,4 @@
-"""Answers one case after the other, by the very parts that serve."""
+"""Answers cases by the very parts that serve."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,8 @@ class EngineAnswerer:
     """Packets are built, found in the prompt, loaded and attached as for `PacketEngine.generate`.
 
     Nothing is reused from earlier prompts, so that every case costs what it costs. Passages without a packet, those of
-    full recompute among them, are tokenised as the packets' are: all methods see the same tokens.
+    full recompute among them, are tokenised as the packets' are: all methods see the same tokens. Prompts are computed
+    one by one, as a method's private copies have to be; their answers grow together.
 
     Args:
         engine: to run on.
@@ -46,14 +47,13 @@ class EngineAnswerer:
         Raises:
             PromptTooLongError: a case does not fit into the window.
         """
-        answers: list[Answered] = []
-        for case, tokens in zip(cases, given or [None] * len(cases), strict=True):
+        prepared: list[Prepared] = []
+        for case in cases:
             if self._builds and strategy.attaches:
                 self._make_room()
                 self._engine.build(case.passages, strategy=strategy, progress=False)
-            prepared = self._engine.prepare(case.prompt, strategy=strategy, documents=case.passages)
-            answers.append(self._engine.run(_answer, self._engine.model, prepared, tokens, self._max_new_tokens))
-        return answers
+            prepared.append(self._engine.prepare(case.prompt, strategy=strategy, documents=case.passages))
+        return self._engine.run(_answer, self._engine.model, prepared, given, self._max_new_tokens)
 
     def _make_room(self) -> None:
         store = self._engine.store
@@ -62,28 +62,68 @@ class EngineAnswerer:
                 store.remove(row.key)
 
 
-def _answer(model: LanguageModel, prepared: Prepared, given: Sequence[int] | None, limit: int) -> Answered:
-    plan = plan_lane(model, prepared, ComputedStates(0), limit)
-
-    def after(token: int, number: int) -> torch.Tensor:
-        """Logits behind a token, the answer's `number`th."""
-        return model.forward([Rows(plan.lane, [token], [prepared.end + number])])[0]
-
-    own: list[int] = []
-    logits = [model.forward([plan.rows])[0]]
-    rows = plan.lane.length
-    while True:
-        own.append(int(logits[-1].float().argmax()))
-        if own[-1] in model.stop_ids or len(own) >= limit:
-            break
-        logits.append(after(own[-1], len(own) - 1))
+def _answer(
+    model: LanguageModel, prepared: Sequence[Prepared], given: Sequence[Sequence[int]] | None, limit: int
+) -> list[Answered]:
+    """Prompts get a pass each, the tokens of all answers go side by side."""
+    cases = [_Case(model, prompt, limit) for prompt in prepared]
+    for case in cases:
+        case.logits.append(model.forward([case.plan.rows])[0])
+        case.prompt_rows = case.plan.lane.length
+    answering = cases
+    while answering:
+        for case in answering:
+            case.own.append(int(case.logits[-1].float().argmax()))
+        answering = [case for case in answering if case.own[-1] not in model.stop_ids and len(case.own) < limit]
+        _append(model, [(case, case.own[-1]) for case in answering])
     if given is not None:
-        known = _common(own[:-1], given[:-1])
-        plan.lane.length = rows + known  # back to where the two answers part; what follows is written over
-        logits = logits[: known + 1]
-        logits += [after(token, known + number) for number, token in enumerate(given[known:-1])]
-    text = _text(model, prepared, own)
-    return Answered(tuple(own), text, torch.stack(logits), prepared.tokens, plan.computed)
+        left = {number: case.forget(tokens) for number, (case, tokens) in enumerate(zip(cases, given, strict=True))}
+        while left := {number: tokens for number, tokens in left.items() if tokens}:
+            _append(model, [(cases[number], tokens[0]) for number, tokens in left.items()])
+            left = {number: tokens[1:] for number, tokens in left.items()}
+    return [
+        Answered(
+            tuple(case.own),
+            _text(model, case.plan.prepared, case.own),
+            torch.stack(case.logits),
+            case.plan.prepared.tokens,
+            case.plan.computed,
+        )
+        for case in cases
+    ]
+
+
+class _Case:
+    """A prompt on the device and its answer so far.
+
+    Attributes:
+        plan: of the prompt.
+        own: tokens of the answer.
+        logits: behind the prompt, and behind every token in the lane that follows it.
+        prompt_rows: rows of the lane's own that belong to the prompt.
+    """
+
+    def __init__(self, model: LanguageModel, prepared: Prepared, limit: int) -> None:
+        self.plan = plan_lane(model, prepared, ComputedStates(0), limit)
+        self.own: list[int] = []
+        self.logits: list[torch.Tensor] = []
+        self.prompt_rows = 0
+
+    def forget(self, given: Sequence[int]) -> Sequence[int]:
+        """Go back to where the own answer and a given one part; what is left of the given one, its end left out."""
+        known = _common(self.own[:-1], given[:-1])
+        self.plan.lane.length = self.prompt_rows + known  # what follows is written over
+        del self.logits[known + 1 :]
+        return given[known:-1]
+
+
+def _append(model: LanguageModel, tokens: Sequence[tuple[_Case, int]]) -> None:
+    """Compute a token of each case, in one pass."""
+    if not tokens:
+        return
+    rows = [Rows(case.plan.lane, [token], [case.plan.prepared.end + len(case.logits) - 1]) for case, token in tokens]
+    for (case, _), logits in zip(tokens, model.forward(rows), strict=True):
+        case.logits.append(logits)
 
 
 def _text(model: LanguageModel, prepared: Prepared, tokens: Sequence[int]) -> str:

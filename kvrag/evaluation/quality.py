@@ -28,6 +28,8 @@ __all__ = [
     "compare",
     "measure",
     "methods_from_names",
+    "rows_of",
+    "score",
 ]
 
 FULL, NONE, NATURAL = FullRecompute.name, NoRecompute.name, f"{FullRecompute.name}-natural"
@@ -114,13 +116,37 @@ def measure(
     for batch in in_batches(cases.cases, batch_tokens):
         if any(found.values()) and time.monotonic() >= end:
             break
-        full = answerer(methods[FULL]).answer(batch, methods[FULL])
-        given = [answered.token_ids for answered in full]
-        for name, strategy in methods.items():
-            answers = full if name == FULL else answerer(strategy).answer(batch, strategy, given)
-            found[name] += map(compare, batch, answers, full)
-            advance(len(batch))
-    return [_row(cases, name, found, seed) for name in methods]
+        for name, scores in score(batch, methods, answerer, advance).items():
+            found[name] += scores
+    return rows_of(cases, found, seed=seed)
+
+
+def score(
+    batch: Sequence[Case],
+    methods: Mapping[str, Strategy],
+    answerer: Callable[[Strategy], Answerer],
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, list[Score]]:
+    """Scores of every method's answers to some cases; the arguments are those of `measure`."""
+    full = answerer(methods[FULL]).answer(batch, methods[FULL])
+    given = [answered.token_ids for answered in full]
+    found: dict[str, list[Score]] = {}
+    for name, strategy in methods.items():
+        answers = full if name == FULL else answerer(strategy).answer(batch, strategy, given)
+        found[name] = list(map(compare, batch, answers, full))
+        advance(len(batch))
+    return found
+
+
+def rows_of(cases: Cases, found: Mapping[str, Sequence[Score]], *, seed: int = 0) -> list[QualityRow]:
+    """A row a method.
+
+    Args:
+        cases: of which the first were answered.
+        found: scores by method, the same cases for all.
+        seed: of the resampling.
+    """
+    return [_row(cases, name, found, seed) for name in found]
 
 
 def _row(cases: Cases, method: str, found: Mapping[str, Sequence[Score]], seed: int) -> QualityRow:
