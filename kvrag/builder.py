@@ -12,9 +12,9 @@ from kvrag.model import LanguageModel, Rows
 from kvrag.packet import Packet, Scope
 from kvrag.store.codecs import CODECS
 
-__all__ = ["BuildReport", "Chunk", "Encoding", "batches", "encode_batch", "file_bytes", "tokenize_chunk"]
+__all__ = ["BuildReport", "Chunk", "Encoding", "batches", "encode_batch", "file_bytes", "pass_tokens", "tokenize_chunk"]
 
-_BATCH_TOKENS = 1024
+_PASS_TOKENS = {"cuda": 2048}
 _HEADER = 4096  # bytes of a packet's file in front of the data
 
 
@@ -81,7 +81,12 @@ def file_bytes(model: LanguageModel, codec: str, rows: int) -> int:
     return _HEADER + g.layers * CODECS[codec].nbytes((2, g.kv_heads, rows, g.head_dim), model.dtype) + 8 * rows
 
 
-def batches(chunks: Iterable[Chunk], tokens: int = _BATCH_TOKENS) -> Iterator[list[Chunk]]:
+def pass_tokens(model: LanguageModel) -> int:
+    """Rows of short chunks to compute in one pass: on a GPU, launching a pass takes as long as computing a thousand."""
+    return _PASS_TOKENS.get(model.device.type, 1024)
+
+
+def batches(chunks: Iterable[Chunk], tokens: int) -> Iterator[list[Chunk]]:
     """Groups of chunks that share a pass: at most `tokens` rows together, or a single longer chunk."""
     batch: list[Chunk] = []
     size = 0

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from kvrag.adapter import Adapter
 from kvrag.attach import ComputedStates
-from kvrag.builder import BuildReport, Chunk, batches, file_bytes, tokenize_chunk
+from kvrag.builder import BuildReport, Chunk, batches, file_bytes, pass_tokens, tokenize_chunk
 from kvrag.completion import AsyncStream, Completion, Delivery, Stream
 from kvrag.deferred import DeferredBuilds
 from kvrag.errors import KVRagError, PromptError, PromptTooLongError, StoreError
@@ -197,7 +197,7 @@ class PacketEngine:
         chunks = self._that_find_room(chunks, scope, report)
         with progress_bar("building packets", len(chunks), show=progress) as advance:
             pending: list[tuple[Sequence[Chunk], Any]] = []
-            for batch in [*batches(chunks), None]:
+            for batch in [*batches(chunks, pass_tokens(self.model)), None]:
                 if batch:  # the model works on this batch while the one before is written
                     pending.append((batch, self._worker.run(self._loader.encode, scope, batch)))
                 if pending and (batch is None or len(pending) > 1):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from kvrag.adapter import Adapter
-from kvrag.builder import Chunk, Encoding, encode_batch
+from kvrag.builder import Chunk, Encoding, encode_batch, pass_tokens
 from kvrag.completion import LoadReport
 from kvrag.errors import StoreError
 from kvrag.loading.assembly import Assembly
@@ -27,7 +27,7 @@ __all__ = ["Fetched", "PacketLoader", "guessed_rates"]
 _log = logging.getLogger("kvrag")
 
 _FLOPS = {"cuda": 2e14, "cpu": 2e11}  # a second, until something is measured
-_TRIED = (2 * GRAIN, 4 * GRAIN, 8 * GRAIN)  # tokens
+_TRIED = (2 * GRAIN, 4 * GRAIN, 8 * GRAIN)  # tokens, besides those of a full pass
 
 
 class RunJob(Protocol):
@@ -135,7 +135,7 @@ class PacketLoader:
         Belongs to the model's thread.
         """
         room = self.model.max_positions - scope.recipe.extra_tokens - scope.recipe.dropped
-        for tokens in (size for size in _TRIED if size <= room):
+        for tokens in (size for size in sorted({*_TRIED, pass_tokens(self.model)}) if size <= room):
             chunk = Chunk("", [0] * tokens)
             encode_batch(self.model, self.adapter, scope, [chunk])
             self.encode(scope, [chunk])
@@ -203,7 +203,7 @@ class PacketLoader:
         def dropped(part: Part, now: float) -> None:
             self.rates_of(part.item).loaded(round(part.left), now - part.moved)
 
-        return Schedule(items, rates, self.loading.mode, dropped, loads)
+        return Schedule(items, rates, self.loading.mode, dropped, loads, pass_tokens(self.model))
 
     def _item(self, row: PacketRow, text: str | Chunk, scope: Scope) -> Item:
         tokens = row.tokens

@@ -9,7 +9,6 @@ from kvrag.loading.settings import LoadingMode
 __all__ = ["Schedule"]
 
 _CHUNK = 512  # tokens of a longer packet that are computed at a time
-_BATCH = 1024  # tokens of short packets that share a pass
 _SHARE = 0.8  # few large passes take less time than many small ones; the rest is for estimates that are wrong
 
 
@@ -27,6 +26,7 @@ class Schedule:
         mode: which sides work, and whether they ask first if it is worth it.
         on_drop: told of loads that are dropped, and when: the only sign of a store that has stopped answering.
         loads: at a time; each of them is taken to be as fast as the rates say.
+        batch: tokens of short packets that share a pass.
     """
 
     def __init__(
@@ -36,9 +36,10 @@ class Schedule:
         mode: LoadingMode = "auto",
         on_drop: Callable[[Part, float], None] = lambda part, now: None,
         loads: int = 1,
+        batch: int = 1024,
     ) -> None:
         now = rates()
-        self.loads = loads
+        self.loads, self._batch = loads, batch
         self._on_drop = on_drop
         self.items = sorted(items, key=lambda item: _value(item, now))  # stable: otherwise as in the prompt
         self._rates, self._mode = rates, mode
@@ -99,7 +100,7 @@ class Schedule:
         if parts[0].whole:
             for other in items[1:]:
                 most = length + other.tokens
-                if most > _BATCH or length + other.tokens // 2 > limit or other.front or other.back < other.tokens:
+                if most > self._batch or length + other.tokens // 2 > limit or other.front or other.back < other.tokens:
                     break
                 length = most
                 parts.append(self._computed_part(other, other.tokens, now))
@@ -154,7 +155,7 @@ class Schedule:
         All of it, where another pass would cost more than what is left for it.
         """
         if self._mode == "compute":
-            return _BATCH
+            return self._batch
         together = self._together(rates) - rates.pass_seconds
         share = _SHARE if (1 - _SHARE) * together > rates.pass_seconds else 1.0
         return max(0, int(share * together / rates.token_seconds))
@@ -179,7 +180,7 @@ class Schedule:
     def _together(self, rates: Rates) -> float:
         """Seconds until all open tokens are there, with both sides at work."""
         items = [item for item in self.items if item.open]
-        compute = _compute_s(items, rates)
+        compute = _compute_s(items, rates, self._batch)
         load = self._at_a_time([rates.load_s(item.share(item.front, item.back)) for item in items if item.nbytes])
         if not load or any(not item.nbytes for item in items):
             return compute
@@ -225,15 +226,16 @@ class Schedule:
         if parts:
             needed = rates.pass_seconds + rates.token_seconds * sum(rates.work(p.first, p.last) for p in parts)
             under_way = max(0.0, needed - (now - parts[0].moved))
-        return under_way + _compute_s([item for item in self.items if item.open and item is not without], rates)
+        others = [item for item in self.items if item.open and item is not without]
+        return under_way + _compute_s(others, rates, self._batch)
 
     def _under_way(self, *, loading: bool) -> Iterator[Part]:
         return (part for item in self.items for part in item.parts if part.loading == loading)
 
 
-def _compute_s(items: Sequence[Item], rates: Rates) -> float:
+def _compute_s(items: Sequence[Item], rates: Rates, batch: int) -> float:
     """Seconds to compute what is open of some packets, in passes that short ones share."""
-    passes = sum(item.back - item.front for item in items) / _BATCH
+    passes = sum(item.back - item.front for item in items) / batch
     work = sum(rates.work(item.front, item.back) for item in items)
     return rates.pass_seconds * (max(1.0, passes) if items else 0.0) + rates.token_seconds * work
 
