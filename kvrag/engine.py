@@ -114,7 +114,8 @@ class PacketEngine:
                 store.pin_memory()
         self._pool = pool
         self._worker = Worker(model, self._states, pool)
-        self._loader = PacketLoader(model, self.adapter, store, self._worker.run, how)
+        ahead = None if pool is None else pool.send_ahead
+        self._loader = PacketLoader(model, self.adapter, store, self._worker.run, how, arrived=ahead)
         self._reader = PromptReader(model, store, self.adapter, self._loader)
         self._deferred = None
         if self.policy.uses:

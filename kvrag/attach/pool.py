@@ -3,7 +3,7 @@
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import pairwise
 
 import torch
@@ -29,7 +29,8 @@ class DevicePool:
     own bytes + the bytes of other held packets > capacity.
 
     Copies run on the device's current stream: passes launched before a compaction read the old places, those launched
-    after it the new ones. So `hold` and `compact` belong to the thread that launches passes. Any thread may release.
+    after it the new ones. So `hold`, `send_ahead` and `compact` belong to the thread that launches passes. Any thread
+    may release.
 
     Args:
         geometry: of the model.
@@ -85,6 +86,11 @@ class DevicePool:
             self._slots.update(slots)  # they are the most recently used ones now
             self._pins.update(slots.values())
         return PoolHold(self, slots)
+
+    def send_ahead(self, packets: Iterable[Packet]) -> None:
+        """Begin to copy packets that somebody will soon hold, if they fit; as `hold`, for the thread that launches."""
+        with suppress(PoolFullError), self.hold(packets):
+            self.arrivals.begin()
 
     def fits(self, packets: Iterable[Packet]) -> bool:
         """Whether a hold of these packets would succeed now."""

@@ -4,8 +4,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -27,7 +27,7 @@ from kvrag.store.bytes import opened, read_exactly
 
 __all__ = ["DiskRates", "LoadBench", "LoadRow", "PacedReader", "measure_loading"]
 
-_PIECE = 256 << 10  # bytes between two looks at the clock
+_PIECE = 256 << 10  # bytes between two looks at the clock, or what takes a millisecond
 _AHEAD = 0.002  # seconds that a reader may be ahead of its pace: shorter rests take longer than they should
 _MODES = {"compute": "compute", "load": "load", "hybrid": "auto"}
 
@@ -41,11 +41,12 @@ class PacedReader:
 
     def __init__(self, bandwidth: float | None) -> None:
         self._bandwidth, self._due = bandwidth, 0.0
+        self._piece = max(_PIECE, int(1e-3 * (bandwidth or 0.0)))
 
     def __call__(self, fd: int, data: memoryview, offset: int) -> None:
         """Fill `data` from `offset` of a file."""
         while data:
-            count = os.preadv(fd, [data[:_PIECE]], offset)
+            count = os.preadv(fd, [data[: self._piece]], offset)
             if not count:
                 raise OSError("expected a file that stays as it is, found a shorter one")
             data, offset = data[count:], offset + count
@@ -195,11 +196,13 @@ def _rows(
     nbytes = sum(path.stat().st_size for path in files)
     pool = model.new_pool(nbytes + (1 << 20))
 
-    def bring(loader: PacketLoader) -> None:
-        packets = loader.fetch(chunks, scope).packets.values()
+    def attachable(packets: Collection[Packet]) -> None:
         if pool is not None:
             with pool.hold(packets):
                 pool.arrivals.wait_for_all()
+
+    def bring(loader: PacketLoader) -> None:
+        loader.run(attachable, loader.fetch(chunks, scope).packets.values())
 
     def forget() -> None:
         if not bandwidth:
@@ -209,13 +212,20 @@ def _rows(
                 pool.discard(key)
 
     paced = {"read": PacedReader(bandwidth * 1e9)} if bandwidth else None
+    ahead = None if pool is None else pool.send_ahead
     calls: dict[str, Callable[[], object]] = {}
-    for name, mode in _MODES.items():
-        loader = PacketLoader(model, None, store, _run_here, Loading.model_validate({"mode": mode}), paced)
-        if mode == "auto":
-            loader.warm_up(scope)
-        calls[name] = lambda loader=loader: bring(loader)
-    times = median_ms(calls, model.device, runs=runs, before=forget)
+    with ThreadPoolExecutor(1) as model_thread:
+
+        def run(job: Callable[..., Any], *args: Any) -> "Future[Any]":
+            return model_thread.submit(job, *args)
+
+        for name, mode in _MODES.items():
+            loading = Loading.model_validate({"mode": mode})
+            loader = PacketLoader(model, None, store, run, loading, paced, ahead)
+            if mode == "auto":
+                loader.run(loader.warm_up, scope)
+            calls[name] = lambda loader=loader: bring(loader)
+        times = median_ms(calls, model.device, runs=runs, before=forget)
     ideal = 1 / (1 / times["compute"] + 1 / times["load"])
     return [LoadRow(bandwidth, name, round(ms, 3), round(ideal, 3)) for name, ms in times.items()]
 
@@ -239,9 +249,3 @@ def _drop_cached(files: Sequence[Path]) -> None:
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _run_here(job: Callable[..., Any], *args: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
-    future.set_result(job(*args))
-    return future

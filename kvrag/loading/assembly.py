@@ -69,8 +69,9 @@ class Assembly:
         """Compute parts in one pass of the model."""
         chunks = [self._chunk(part.item.key) for part in parts]
         if all(part.whole for part in parts):
-            for packet in self._loader.run(self._loader.encode, self._scope, chunks):
-                self._whole[packet.key] = packet
+            packets = self._loader.run(self._loader.encode, self._scope, chunks)
+            self._whole |= {packet.key: packet for packet in packets}
+            self._loader.announce(packets)
             return
         ((part, chunk),) = zip(parts, chunks, strict=True)
         self._loader.run(self._extend, part, chunk)
@@ -101,6 +102,7 @@ class Assembly:
             return False
         self._loader.rates_of(part.item).loaded(packet.nbytes, time.perf_counter() - begin)
         self._whole[part.item.key] = packet
+        self._loader.announce([packet])
         return True
 
     def _load_from(self, file: PacketFile, part: Part) -> bool:
@@ -123,6 +125,8 @@ class Assembly:
             self._loader.live.loaded(file.nbytes // layers, time.perf_counter() - begin)
             with self.ends.lock:
                 self._schedule.moved(part, time.monotonic(), file.nbytes * (layers - layer - 1) / layers)
+        if not part.dropped:
+            self._loader.announce([packet])
         return True
 
     def _made_whole(self, part: Part) -> bool:

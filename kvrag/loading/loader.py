@@ -67,6 +67,7 @@ class PacketLoader:
         run: of the worker that owns the model; a pass at a time, so that answers go on in between.
         loading: how.
         opened: options for `PacketStore.open`; with any, packets are read through them only.
+        arrived: called by `run` with packets that have come into host memory whole, while others are still to come.
     """
 
     def __init__(
@@ -77,11 +78,12 @@ class PacketLoader:
         run: RunJob,
         loading: Loading,
         opened: Mapping[str, Any] | None = None,
+        arrived: Callable[[Sequence[Packet]], object] | None = None,
     ) -> None:
         self.model, self.adapter, self.store, self.loading = model, adapter, store, loading
         self.opened = dict(opened or {})
         self.live, self._remote = (LiveRates(loading.rates or guessed_rates(model)) for _ in range(2))
-        self._run = run
+        self._run, self._arrived = run, arrived
         self._writer: ThreadPoolExecutor | None = None
 
     def rates_of(self, item: Item) -> LiveRates:
@@ -146,6 +148,11 @@ class PacketLoader:
     def run(self, job: Callable[..., Any], *args: Any) -> Any:
         """Have the model's thread do it, and wait."""
         return self._run(job, *args).result()
+
+    def announce(self, packets: Sequence[Packet]) -> None:
+        """Tell who wants to know that packets have come; does not wait."""
+        if self._arrived is not None:
+            self._run(self._arrived, packets)
 
     def write_back(self, unstored: Sequence[tuple[Packet, str]]) -> None:
         """Store packets in the background."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["LiveRates", "Rates"]
 
 _KEPT = 32  # passes that the fit is made of
+_FADING = 0.8  # weight of a pass for each that came after it: four slow ones in a row are the new speed
 _LEAST = 1e-9  # seconds of a row where rows cost nothing
 _NEW = 0.3  # weight of the latest load
 _FORGIVEN = 60.0  # seconds after which a bandwidth that nobody measured again counts twice as high
@@ -112,7 +113,7 @@ def _fit(work: np.ndarray, seconds: np.ndarray) -> tuple[float, float]:
     The latest passes count most. A pass that compiled kernels or waited for others' work does not bend the line, which
     goes through two of the passes, or through one of them and nothing fixed, or nothing but fixed.
     """
-    weights = 0.9 ** np.arange(len(work))[::-1]
+    weights = _FADING ** np.arange(len(work))[::-1]
     one, other = np.triu_indices(len(work), 1)
     apart = np.abs(work[one] - work[other]) > 0.05 * work.max()
     one, other = one[apart], other[apart]

@@ -252,6 +252,24 @@ def test_leaving_the_block_releases():
     assert pool.fits([B])
 
 
+def test_what_is_sent_ahead_is_there_and_held_by_nobody():
+    pool, packets = new_pool(2), [toy_packet(n) for n in range(2)]
+    pool.send_ahead(packets)
+    with pool.hold(packets) as hold:
+        assert [raw(hold.slots[packet.key].kv) for packet in packets] == [raw(packet.kv) for packet in packets]
+    later = toy_packet(2)
+    pool.send_ahead([later])
+    assert resident(pool) == keys(packets[1], later)
+
+
+def test_what_does_not_fit_is_not_sent_ahead():
+    pool, held = new_pool(2), [toy_packet(n) for n in range(2)]
+    with pool.hold(held):
+        before = state(pool)
+        pool.send_ahead([toy_packet(2)])
+        assert state(pool) == before
+
+
 def test_nothing_can_be_held_too():
     pool = new_pool(0)
     with pool.hold([]) as hold:

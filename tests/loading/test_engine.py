@@ -11,6 +11,7 @@ from kvrag.builder import Chunk, Encoding, encode_batch
 from kvrag.errors import SettingsError
 from kvrag.loading import Loading, Rates
 from kvrag.loading.loader import PacketLoader
+from kvrag.loading.settings import loading_from
 from kvrag.packet import Recipe, Scope
 from kvrag.store import PacketStore
 from kvrag.store.segments import PacketFile
@@ -148,6 +149,30 @@ def test_tokens_loaded_alone_are_the_stored_ones(new_engine):
         assert (block[:, :, :, :128] == 7).all()
         with pytest.raises(ValueError, match="multiples of 128"):
             file.read_tokens(5, 128, block)
+
+
+@pytest.mark.parametrize("way", ["load", "compute"])
+def test_who_wants_to_know_hears_of_packets_one_after_another(new_engine, way):
+    engine = new_engine()
+    engine.build(LONG)
+    keys = [row.key for row in engine.store.ls()]
+    chunks = {key: Chunk("", engine.store.read(key).token_ids.tolist()) for key in keys}
+    told, jobs = [], []
+
+    def run(job, *args):
+        jobs.append(job)
+        return engine._worker.run(job, *args)
+
+    def arrived(packets):
+        told.extend((packet.key, packet.kv.clone()) for packet in packets)
+
+    with PacketStore(engine.store.root, memory_bytes=0) as store:
+        loader = PacketLoader(engine.model, None, store, run, loading_from(way), arrived=arrived)
+        fetched = loader.fetch(chunks, engine.scope())
+        engine.run(lambda: None)  # everything announced is done
+    assert sorted(key for key, _ in told) == sorted(keys) == sorted(fetched.packets)
+    assert all(torch.equal(kv, fetched.packets[key].kv) for key, kv in told)
+    assert jobs.count(arrived) > 1
 
 
 def test_warming_up_measures_what_passes_take(tiny, tmp_path):
