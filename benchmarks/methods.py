@@ -55,7 +55,7 @@ AT_A_TIME = 8  # questions
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of the files of questions")
+    parser.add_argument("--folder", type=Path, default=Path(), help="of the files of questions")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--adapter", default="auto")
@@ -66,7 +66,11 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=4, help="prompts of each set to time")
     parser.add_argument("--runs", type=int, default=5, help="of each timed prompt by each method")
     parser.add_argument("--geometry", default="llama-3.1-8b" if torch.cuda.is_available() else "", help="empty: none")
+    parser.add_argument("--draw", action="store_true", help="only draw the chart of the file that is there")
     args = parser.parse_args()
+    if args.draw:
+        draw(args.out)
+        return
 
     end = time.monotonic() + args.budget_seconds
     names = args.methods.split(",")
@@ -93,9 +97,27 @@ def main() -> None:
                 bench.save()
             for job in jobs:
                 job.result()
-    rows = bench.save()
-    if rows:
-        plot_pareto(bench.setup, rows, args.out.with_suffix(".png"))
+    if bench.save():
+        draw(args.out)
+
+
+def draw(path: Path) -> None:
+    """Quality against the time at the larger model's shape, if it was measured, on as many packets, or on the model."""
+    report = json.loads(path.read_text())
+    times = {(row["method"], row["packets"]): row["ttft_ms"] for row in report["times"]}
+    lengths = {packets for _, packets in times}
+
+    def milliseconds(row: MethodRow) -> float | None:
+        nearest = min(lengths, key=lambda packets: abs(packets - row.passages))
+        return times.get((row.method, nearest))
+
+    options: dict[str, Any] = {"by_first_token": ["mtrag"]}
+    if times:
+        model, size = report["times"][0]["model"], report["times"][0]["packet"]
+        axis = f"time to first token [ms] of {model},\nas many packets of {size} tokens (4, 8 for 10), in host memory"
+        options |= {"milliseconds": milliseconds, "axis": axis}
+    setup = Setup(**{name: report[name] for name in Setup.__dataclass_fields__})
+    plot_pareto(setup, [MethodRow(**row) for row in report["rows"]], path.with_suffix(".png"), **options)
 
 
 class Slices:

@@ -18,7 +18,7 @@ from kvrag.rope import Rope
 
 __all__ = ["SIZES", "DevicePass", "DeviceWorks", "PlainPass"]
 
-SIZES = (1, 16, 32, 64, 128)
+SIZES = (1, 16, 32, 64, 128, 256, 512)
 """Rows of passes that are recorded."""
 
 _SCALES, _FORM = READER.index("scales"), READER.index("form")

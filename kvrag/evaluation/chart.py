@@ -1,9 +1,9 @@
 """Quality as a picture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvrag.plotting import new_figure, save_figure
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pareto_front", "plot", "plot_pareto"]
 
+_NEAR = 1.8  # times as long: names beside such points may lie on each other
 _WIDTH = 0.8  # of a group of bars, 1 from group to group
 
 
@@ -46,7 +47,15 @@ def plot(report: "QualityReport", path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None:
+def plot_pareto(
+    setup: "Setup",
+    rows: "Sequence[MethodRow]",
+    path: Path,
+    *,
+    milliseconds: "Callable[[MethodRow], float | None]" = lambda row: row.ttft_ms,
+    axis: str = "time to first token [ms]",
+    by_first_token: Collection[str] = (),
+) -> None:
     """Write quality against time to first token, a panel a data set, with a line through what nothing else beats.
 
     Quality is F1, or where there are no answers the share of equal first tokens.
@@ -55,6 +64,9 @@ def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None
         setup: what the rows were measured on.
         rows: at least one.
         path: of the image, such as a PNG.
+        milliseconds: of a row; without any it is left out.
+        axis: what they are.
+        by_first_token: data sets whose answers are too long to be judged by F1.
 
     Raises:
         KVRagError: matplotlib is not installed, or does not write such a format.
@@ -65,18 +77,18 @@ def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None
     figure = new_figure(1 + 6 * columns, 0.5 + 5 * height)
     panels = figure.subplots(height, columns, squeeze=False).flatten()
     for panel, group in zip(panels, groups, strict=False):
-        of_group = [row for row in rows if _group(row) == group]
-        scored = all(row.f1 is not None for row in of_group)
-        values = [_known(row.f1) if scored else 100 * row.first_token_agreement for row in of_group]
-        points = [(row.ttft_ms, value) for row, value in zip(of_group, values, strict=True)]
-        front = pareto_front(points)
+        timed = {row: ms for row in rows if _group(row) == group and (ms := milliseconds(row)) is not None}
+        scored = all(row.f1 is not None and row.dataset not in by_first_token for row in timed)
+        worth = {row: _known(row.f1) if scored else 100 * row.first_token_agreement for row in timed}
+        points = {row: (ms, worth[row]) for row, ms in timed.items()}
+        front = pareto_front(list(points.values()))
         panel.plot(*zip(*front, strict=True), color="0.7", zorder=0)
-        for row, point in zip(of_group, points, strict=True):
-            error = _errors([row]) if scored else None
-            panel.errorbar(*point, yerr=error, fmt="o", color="C0" if point in front else "C7", capsize=2)
-            panel.annotate(row.method, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        for row, point in points.items():
+            colour = "C0" if point in front else "0.55"
+            panel.errorbar(*point, yerr=_errors([row]) if scored else None, fmt="o", color=colour, alpha=0.7, capsize=2)
+        _name(panel, {row.method: point for row, point in points.items()}, front)
         panel.set_xscale("log")
-        panel.set_xlabel("time to first token [ms]")
+        panel.set_xlabel(axis, fontsize=8)
         panel.set_ylabel("F1, 95 % interval" if scored else "equal first tokens [%]")
         panel.set_title(group, fontsize=9)
         panel.grid(alpha=0.3)
@@ -84,6 +96,20 @@ def plot_pareto(setup: "Setup", rows: "Sequence[MethodRow]", path: Path) -> None
         panel.set_visible(False)
     figure.suptitle(f"{setup.model} ({setup.dtype} on {setup.device}), adapter {setup.adapter}, {setup.date}")
     save_figure(figure, path)
+
+
+def _name(panel: Any, points: Mapping[str, tuple[float, float]], front: Sequence[tuple[float, float]]) -> None:
+    """Write names beside points: to the right, one below the other where they would lie on each other."""
+    panel.margins(x=0.25, y=0.08)
+    low, high = panel.get_ylim()
+    step = 0.03 * (high - low)
+    written: list[tuple[float, float]] = []
+    for name, (ms, value) in sorted(points.items(), key=lambda item: -item[1][1]):
+        near = [height for at, height in written if 1 / _NEAR < at / ms < _NEAR]
+        height = min([value, *(other - step for other in near)])
+        written.append((ms, height))
+        weight = "bold" if (ms, value) in front else "normal"
+        panel.annotate(name, (ms, height), xytext=(6, -3), textcoords="offset points", fontsize=7, weight=weight)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
