@@ -16,8 +16,6 @@ import torch
 from kvrag_kernels.packet_attention.encoded import expand
 from pydantic import BaseModel, ConfigDict, Field
 
-from kvrag.errors import SettingsError
-
 __all__ = ["FORMAT_VERSION", "Identity", "Packet", "PacketHeader", "PacketKey", "Recipe", "Scope", "digest_fields"]
 
 FORMAT_VERSION = 1
@@ -211,18 +209,19 @@ class Packet:
 
     @property
     def encoded_ids(self) -> list[int]:
-        """Token ids of its rows, those that the recipe added among them.
-
-        Raises:
-            SettingsError: an adapter made some of its rows, or changed them.
-        """
+        """Token ids of its rows, those that the recipe added among them; 0 in the rows of an adapter's soft tokens."""
         recipe = self.scope.recipe
-        if recipe.uses_adapter:
-            raise SettingsError(
-                "expected packets of plain tokens to compute anew, found some that an adapter made; choose a strategy "
-                "that attaches them as they are"
-            )
-        return [*recipe.ids_before, *self.token_ids.tolist(), *recipe.ids_after][recipe.dropped :]
+        before = [*recipe.ids_before, *[0] * recipe.soft_before]
+        after = [*[0] * recipe.soft_after, *recipe.ids_after]
+        return [*before, *self.token_ids.tolist(), *after][recipe.dropped :]
+
+    @property
+    def token_rows(self) -> tuple[int, int]:
+        """The first of its rows that are tokens, between those of an adapter's soft tokens, and the one behind them."""
+        recipe = self.scope.recipe
+        first = len(recipe.ids_before) + recipe.soft_before - recipe.dropped if recipe.soft_before else 0
+        behind = recipe.soft_after + len(recipe.ids_after) if recipe.soft_after else 0
+        return first, self.tokens - behind
 
     @property
     def offset(self) -> int:

@@ -195,7 +195,9 @@ def _plan_private(
     ids: list[int] = []
     positions: list[int] = []
     soft: list[tuple[int, torch.Tensor]] = []
+    firsts: list[int] = []
     spans: list[tuple[int, int]] = []
+    made: list[tuple[int, int]] = []
     extents: list[Extent] = []
     for segment, start in zip(prepared.segments, prepared.starts, strict=True):
         first = len(ids)
@@ -203,7 +205,10 @@ def _plan_private(
             case PacketSegment():
                 packet = prepared.packets[segment.key]
                 ids += packet.encoded_ids
-                spans.append((first, len(ids)))
+                begin, end = (first + row for row in packet.token_rows)
+                firsts.append(first)
+                spans.append((begin, end))
+                made += (first, begin), (end, len(ids))
                 extents.append(Extent.of_packet(packet, start, first, blocks[segment.key]))
             case SoftSegment():
                 soft.append((first, prepared.soft[segment.name][: segment.tokens].to(model.device, model.dtype)))
@@ -213,9 +218,9 @@ def _plan_private(
         positions += range(start, start + len(ids) - first)
     lane = model.new_lane(len(ids) + new_tokens)
     turns = model.rope.angles([extent.turn for extent in extents])
-    rerotate([extent.kv for extent in extents], *turns, lane.own(0, len(ids)), [first for first, _ in spans])
+    rerotate([extent.kv for extent in extents], *turns, lane.own(0, len(ids)), firsts)
     assert prepared.selection is not None
-    repair = Repair(prepared.selection, PromptLayout(len(ids), spans, model.geometry.layers, model.device))
+    repair = Repair(prepared.selection, PromptLayout(len(ids), spans, model.geometry.layers, model.device, made))
     return Plan(prepared, lane, Rows(lane, ids, positions, soft, repair))
 
 

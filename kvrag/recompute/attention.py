@@ -56,7 +56,7 @@ class AttendedEarly(Selection):
             stays[_highest(question_attention(seen, layout), layout, self.ratio)] = True
             return stays.nonzero()[:, 0]
 
-        return Choice(~layout.is_text, watch)
+        return Choice(layout.is_token, watch)
 
 
 def question_attention(seen: Seen, layout: PromptLayout) -> torch.Tensor:
@@ -84,4 +84,4 @@ class _Attention(Inquiry):
 
 def _highest(mass: torch.Tensor, layout: PromptLayout, ratio: float) -> torch.Tensor:
     """The packets' rows of the highest mass."""
-    return mass.masked_fill(layout.is_text, -torch.inf).topk(round(ratio * layout.packet_tokens)).indices
+    return mass.masked_fill(~layout.is_token, -torch.inf).topk(round(ratio * layout.packet_tokens)).indices

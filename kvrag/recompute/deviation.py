@@ -37,13 +37,13 @@ class Deviating(Selection):
             if following < _WHOLE or following >= layout.layers:
                 return None
             is_text = layout.is_text[seen.places]
-            texts = layout.tokens - layout.packet_tokens
+            texts = int(is_text.sum())
             count = texts + round(self.share(following, layout.layers) * layout.packet_tokens)
             if count >= len(seen.places):
                 return None
             return kv_deviation(seen).masked_fill(is_text, torch.inf).topk(count).indices.sort().values
 
-        return Choice(~layout.is_text, watch)
+        return Choice(layout.is_token, watch)
 
     def share(self, layer: int, layers: int) -> float:
         """Of all packets' tokens, those that a layer computes."""

@@ -26,7 +26,7 @@ class Repair:
     """
 
     def __init__(self, selection: Selection, layout: PromptLayout) -> None:
-        self.computed: float = layout.tokens - layout.packet_tokens
+        self.computed: float = int(layout.is_text.sum())
         self.fresh = self.computed
         self._selection = selection
         self._layout = layout

@@ -19,28 +19,38 @@ class PromptLayout:
 
     Attributes:
         tokens: N.
-        packets: first and one past the last row of each packet, in order; at least one.
+        packets: first and one past the last row of each packet's tokens, in order; at least one.
         layers: L of the model.
         device: of everything that is computed from here on.
+        soft: likewise of the rows beside these tokens that an adapter made; they stay as they are.
     """
 
     tokens: int
     packets: Sequence[tuple[int, int]]
     layers: int
     device: torch.device
+    soft: Sequence[tuple[int, int]] = ()
 
     @cached_property
     def is_text(self) -> torch.Tensor:
         """`[N]` bool: rows that are computed in any case."""
         text = torch.ones(self.tokens, dtype=torch.bool)
-        for first, last in self.packets:
+        for first, last in (*self.packets, *self.soft):
             text[first:last] = False
         return text.to(self.device)
+
+    @cached_property
+    def is_token(self) -> torch.Tensor:
+        """`[N]` bool: rows of packets' tokens, those that may be computed anew."""
+        token = self.none()
+        for first, last in self.packets:
+            token[first:last] = True
+        return token.to(self.device)
 
     @property
     def question(self) -> int:
         """The first row behind the last packet: what is asked about them."""
-        return self.packets[-1][1]
+        return max(last for _, last in (*self.packets, *self.soft))
 
     @property
     def packet_tokens(self) -> int:

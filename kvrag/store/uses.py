@@ -105,8 +105,7 @@ class UseCounts:
         self._sqlite = None
         sqlite = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
-            sqlite.execute("PRAGMA journal_mode = WAL")
-            sqlite.execute("PRAGMA synchronous = OFF")
+            sqlite.execute("PRAGMA synchronous = OFF")  # no WAL: several who change to it at once find the file locked
             sqlite.execute(_TABLE)
             sqlite.execute("DELETE FROM used WHERE heat < ?", (time.time() / HALF_LIFE_S - _FORGOTTEN,))
         except BaseException:

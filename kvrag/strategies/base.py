@@ -41,7 +41,7 @@ class Strategy(ABC):
     def selection(self) -> Selection | None:
         """Which of the packets' tokens are computed anew at question time; None attaches packets as they are.
 
-        Packets are then copied for the prompt, and must be made of plain tokens (see `recipe`).
+        Packets are then copied for the prompt. Rows that an adapter's soft tokens have made stay as they are.
         """
         return None
 

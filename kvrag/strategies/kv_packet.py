@@ -5,6 +5,8 @@ from typing import ClassVar
 from kvrag.adapter import Adapter
 from kvrag.packet import Recipe
 from kvrag.prompt import PacketSegment, Segment, SoftSegment
+from kvrag.recompute import AskedFirst, Selection
+from kvrag.recompute.selection import check_share
 from kvrag.strategies.base import Strategy
 
 __all__ = ["KVPacket"]
@@ -12,7 +14,7 @@ __all__ = ["KVPacket"]
 
 @dataclass(frozen=True)
 class KVPacket(Strategy):
-    """Attach chunks that a trained adapter has made ready for any context, without recomputing anything of them.
+    """Attach chunks that a trained adapter has made ready for any context, and recompute nothing of them or a little.
 
     A chunk is encoded alone, between the adapter's header and trailer and with its writer on, and behind a sink that
     its packet leaves out, if the adapter was trained with one (as EPIC's LegoLink-0 does,
@@ -20,9 +22,25 @@ class KVPacket(Strategy):
     everything before them. Soft tokens take places in the prompt like ordinary ones. Without an adapter all of them are
     empty, and this is NoRecompute. Sources: KV Packet (https://arxiv.org/abs/2604.13226), KVLink
     (https://arxiv.org/abs/2502.16002).
+
+    With a repair, those tokens are computed anew that the question attends to most, as ProphetKV does
+    (https://arxiv.org/abs/2602.02579), in a private copy of the packets. The adapter's soft tokens stay, and tokens are
+    computed without its writer, since they see everything before them. That costs a second pass and is off by default.
+
+    Attributes:
+        repair: share of the chunks' tokens that are computed anew.
     """
 
     name: ClassVar[str] = "kv-packet"
+    repair: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_share("repair", self.repair)
+
+    @property
+    def selection(self) -> Selection | None:
+        """The tokens that the question attends to, over all layers."""
+        return AskedFirst(self.repair) if self.repair else None
 
     def recipe(self, adapter: Adapter | None) -> Recipe:
         """A chunk between as many soft tokens as the adapter has, with its writer if it has one."""

@@ -7,11 +7,13 @@ import pytest
 import torch
 import transformers
 
-from kvrag.attach import ComputedStates, PrivatePass, Seen
+from kvrag.attach import ComputedStates, Extent, PrivatePass, Seen
 from kvrag.completion import Stream
 from kvrag.errors import SettingsError
+from kvrag.model import Rows
 from kvrag.plan import plan_lane
-from kvrag.recompute import FirstTokens, PromptLayout, RelevantBlocks
+from kvrag.prompt import PacketSegment, SoftSegment
+from kvrag.recompute import PromptLayout, RelevantBlocks
 from kvrag.request import Request
 from kvrag.settings import Sampling
 from kvrag.strategies import (
@@ -31,6 +33,7 @@ from kvrag.worker import step
 
 from ..conftest import CHUNKS, TINY
 from .test_exactness import plain_logits
+from .test_writer import adapter_of, random_pairs
 
 HEAD, GAP, TAIL = "Read this first.\n", "\n\n", "\nQuestion: when was it lit? Answer:"
 PROMPT = HEAD + GAP.join(CHUNKS) + TAIL
@@ -38,13 +41,22 @@ FULL = FullRecompute(segmented=True)
 EVERYTHING = (
     A3(ratio=1.0),
     CacheBlend(ratio=1.0),
+    KVPacket(repair=1.0),
     LegoLink(tokens=1000),
     ProphetKV(ratio=1.0),
     RandomRecompute(ratio=1.0),
     SamKV(initial=2, local=2, block=4, ratio=1.0),
 )
 NOTHING = (A3(ratio=0.0), CacheBlend(ratio=0.0), LegoLink(tokens=0), ProphetKV(ratio=0.0), RandomRecompute(ratio=0.0))
-SOME = (A3(), CacheBlend(), LegoLink(tokens=4), ProphetKV(), RandomRecompute(), SamKV(initial=2, local=2, block=4))
+SOME = (
+    A3(),
+    CacheBlend(),
+    KVPacket(repair=0.2),
+    LegoLink(tokens=4),
+    ProphetKV(),
+    RandomRecompute(),
+    SamKV(initial=2, local=2, block=4),
+)
 FAMILIES = {
     "llama": ("LlamaConfig", {}),
     "qwen2": ("Qwen2Config", {}),
@@ -390,13 +402,68 @@ def test_a_prompt_without_packets_is_computed_as_ever(exact):
         torch.testing.assert_close(first_logits(exact, strategy, prompt), first_logits(exact, FULL, prompt))
 
 
-def test_packets_that_an_adapter_made_are_not_computed_anew(exact):
-    prepared = exact.prepare(PROMPT)
-    scope = exact.scope()
-    wrapped = replace(scope, recipe=scope.recipe.model_copy(update={"soft_before": 2}))
-    packets = {key: replace(packet, scope=wrapped) for key, packet in prepared.packets.items()}
-    with pytest.raises(SettingsError, match="plain tokens"):
-        plan_lane(exact.model, replace(prepared, packets=packets, selection=FirstTokens(2)), ComputedStates(0), 1)
+@pytest.fixture
+def with_adapter(new_engine):
+    """In float64, with a header, a trailer, a link and a writer, and packets of all chunks."""
+    model = new_engine(dtype=torch.float64).model
+    torch.manual_seed(11)
+    soft = {name: torch.randn(count, 64) for name, count in (("header", 3), ("trailer", 2), ("link", 1))}
+    adapter = adapter_of(model, random_pairs(model), **soft)
+    engine = new_engine(dtype=torch.float64, adapter=adapter, strategy="kv-packet")
+    engine.build(CHUNKS)
+    return engine
+
+
+def test_soft_tokens_of_packets_stay_and_tokens_between_them_may_be_computed_anew(with_adapter, computed):
+    engine = with_adapter
+    prepared = engine.prepare(PROMPT, strategy=KVPacket(repair=0.3))
+    as_they_are, plan = (planned(engine, KVPacket(repair=share)) for share in (0.001, 0.3))
+    engine.model.forward([as_they_are.rows])
+    computed.clear()
+    engine.model.forward([plan.rows])
+    packets = packet_rows(prepared)
+    soft = {row for rows in packets for row in (*rows[:3], *rows[-2:])}
+    tokens = {row for rows in packets for row in rows[3:-2]}
+    for asking, repairing in computed.values():
+        assert not {*asking} & tokens
+        assert len({*repairing} & tokens) == round(0.3 * len(tokens))
+        assert not ({*asking} | {*repairing}) & soft
+    before, after = (p.lane.own(0, p.prepared.tokens) for p in (as_they_are, plan))
+    assert torch.equal(before[..., sorted(soft), :], after[..., sorted(soft), :])
+    anew = sorted({*computed[0][1]} & tokens)
+    assert (before[-1][..., anew, :] != after[-1][..., anew, :]).any(-1).all()
+
+
+def test_a_repair_of_everything_is_full_recompute_around_soft_tokens(with_adapter):
+    """Whatever a packet's tokens were, they are computed as text is that stands between the same soft tokens."""
+    engine = with_adapter
+    repaired = planned(engine, KVPacket(repair=1.0))
+    prepared = engine.prepare(PROMPT, strategy=KVPacket())
+    lane = engine.model.new_lane(repaired.prepared.tokens)
+    soft, ids, positions, extents = [], [], [], []
+    for segment, start in zip(prepared.segments, prepared.starts, strict=True):
+        length = prepared.length(segment)
+        if isinstance(segment, SoftSegment):
+            soft.append((len(ids), prepared.soft[segment.name]))
+            ids += [0] * length
+            positions += range(start, start + length)
+        elif isinstance(segment, PacketSegment):
+            header, _, trailer = prepared.packets[segment.key].kv.split((3, length - 5, 2), dim=3)
+            extents.append(Extent(header.contiguous(), start, len(ids)))
+            ids += segment.ids
+            extents.append(Extent(trailer.contiguous(), start, len(ids)))
+            positions += range(start + 3, start + length - 2)
+        else:
+            ids += segment.ids
+            positions += range(start, start + length)
+    lane.attach(extents)
+    expected = engine.model.forward([Rows(lane, ids, positions, soft)])[0]
+    close(engine.model.forward([repaired.rows])[0], expected)
+
+
+def test_a_share_to_repair_is_a_share():
+    with pytest.raises(SettingsError, match="repair between 0 and 1"):
+        KVPacket(repair=1.5)
 
 
 def test_a_sink_that_packets_left_out_is_not_computed_anew(exact):

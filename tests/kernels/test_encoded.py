@@ -52,18 +52,22 @@ def mixed_case(forms, *, head_dim=32, group=2, rows=5, heads=2, half=None, dtype
     return (q, [*keys, own[0]], [*values, own[1]]), table
 
 
+def on_cpu(tensors):
+    return [Scaled(x.numbers.cpu(), x.scales.cpu()) if isinstance(x, Scaled) else x.cpu() for x in tensors]
+
+
+def reference(q, keys, values, table, scaling):
+    """Computed on the CPU, where tables are."""
+    return packet_attention_reference(q.cpu(), on_cpu(keys), on_cpu(values), table, scaling).to(q.device)
+
+
 def assert_attended(inputs, table, scaling=0.3, **options):
     """Within the tolerance of numbers of the query's dtype."""
     q, keys, values = inputs
-    cpu = [
-        [Scaled(x.numbers.cpu(), x.scales.cpu()) if isinstance(x, Scaled) else x.cpu() for x in xs]
-        for xs in (keys, values)
-    ]
-    exact = [[x.to(torch.float64) for x in xs] for xs in cpu]
+    exact = [[x.to(torch.float64) for x in on_cpu(xs)] for xs in (keys, values)]
     oracle = packet_attention_reference(q.cpu().double(), *exact, table, scaling)
-    baseline = packet_attention_reference(q.cpu(), *cpu, table, scaling)
     got = packet_attention_triton(q, keys, values, table, scaling, **options)
-    assert_as_accurate_as(got.cpu(), baseline, oracle)
+    assert_as_accurate_as(got.cpu(), reference(*inputs, table, scaling).cpu(), oracle)
 
 
 @pytest.mark.parametrize("form", BYTES)
@@ -85,8 +89,8 @@ def test_the_reference_reads_bytes_as_what_they_stand_for(form):
     inputs, table = mixed_case([form, "raw", form], dtype=torch.float64)
     q, keys, values = inputs
     expanded = [[x.to(torch.float64) for x in xs] for xs in (keys, values)]
-    got = packet_attention_reference(q, keys, values, table, 0.3)
-    torch.testing.assert_close(got, packet_attention_reference(q, *expanded, table, 0.3), rtol=0, atol=0)
+    got = reference(q, keys, values, table, 0.3)
+    torch.testing.assert_close(got, reference(q, *expanded, table, 0.3), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -147,7 +151,7 @@ def test_requests_share_bytes_and_steps_go_on():
             work.advance(2)
         else:
             work.fill(*readers_of(anchor, keys, values, table), table, torch.zeros(2, 4, dtype=torch.int64).numpy())
-        wanted = packet_attention_reference(q, keys, values, table, 0.1)
+        wanted = reference(q, keys, values, table, 0.1)
         torch.testing.assert_close(work.attend(q, 0, 0.1), wanted)
 
 
@@ -160,7 +164,7 @@ def test_rows_that_fill_a_recorded_pass_up_read_nothing():
     padded = torch.full((16, 4, 32), torch.nan, device=DEVICE)
     padded[:5] = q
     got = work.attend(padded, 0, 0.3)
-    torch.testing.assert_close(got[:5], packet_attention_reference(q, keys, values, table, 0.3))
+    torch.testing.assert_close(got[:5], reference(q, keys, values, table, 0.3))
     assert (got[5:] == 0).all()
 
 
@@ -180,7 +184,7 @@ def test_layers_lie_behind_each_other():
     work = DeviceWork(anchor, 4, 2, 1, 32, 16, forms=["fp8"])
     work.fill(readers, scales, table)
     for number in range(3):
-        wanted = packet_attention_reference(query, [layers[number][0]], [layers[number][1]], table, 0.5)
+        wanted = reference(query, [layers[number][0]], [layers[number][1]], table, 0.5)
         torch.testing.assert_close(work.attend(query, number, 0.5), wanted)
 
 

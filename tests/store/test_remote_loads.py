@@ -5,6 +5,7 @@ import time
 from concurrent.futures import Future
 
 import pytest
+import torch
 from s3 import BUCKET
 from toy_packets import IDENTITY, SCOPE, hold_with_remote, raw, toy_packet, toy_text
 
@@ -49,6 +50,8 @@ def open_store(tmp_path, shared):
 
 class Computer:
     """What a loader needs of a model that is not to compute anything."""
+
+    device = torch.device("cpu")
 
     def encode(self, *_):
         raise AssertionError("nothing is to be computed")

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,6 +82,16 @@ def test_threads_and_processes_lose_no_use(counts, tmp_path):
         worker.join()
     assert counts.add([A]) == {A: 101}
     other.close()
+
+
+def test_many_that_make_the_file_at_once_find_it_in_order(tmp_path):
+    for attempt in range(50):
+        openers = [UseCounts(tmp_path / f"{attempt}.sqlite") for _ in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda own: own.add([A]), openers))
+        assert openers[0].add([A]) == {A: 5}
+        for own in openers:
+            own.close()
 
 
 def test_a_fork_counts_with_a_connection_of_its_own(counts):
