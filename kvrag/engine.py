@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -105,7 +106,7 @@ class PacketEngine:
         self._states = ComputedStates(computed_bytes)
         self._stamp = model.state_stamp()
         self._scopes: dict[Strategy, Scope] = {}
-        self._owns_store = False
+        self._opened = ExitStack()  # what is to be closed with this engine
         self._lock = threading.Lock()
         pool = model.new_pool(device_memory)
         if pool is not None:
@@ -144,16 +145,14 @@ class PacketEngine:
             ModelError: the model cannot be loaded.
             StoreError: the store cannot be opened.
         """
-        loaded = open_model(model, device)
-        if isinstance(store, PacketStore):
-            return cls(loaded, store=store, **options)
-        opened = PacketStore(store)
-        try:
-            engine = cls(loaded, store=opened, **options)
-        except BaseException:
-            opened.close()
-            raise
-        engine._owns_store = True
+        with ExitStack() as opened:
+            loaded = open_model(model, device)
+            if loaded is not model:
+                opened.callback(loaded.close)
+            if not isinstance(store, PacketStore):
+                store = opened.enter_context(PacketStore(store))
+            engine = cls(loaded, store=store, **options)
+            engine._opened = opened.pop_all()
         return engine
 
     def scope(self, strategy: str | Strategy | None = None) -> Scope:
@@ -334,17 +333,15 @@ class PacketEngine:
         return self._worker.run(warm_up, self.scope()).result()
 
     def close(self) -> None:
-        """End what is running and give the model its attention implementation's name back.
+        """End what is running, and close the model and the store unless they were given open.
 
-        A store that was given open stays open.
+        A `LanguageModel` that was given serves other engines on, until it is closed itself.
         """
         self._worker.close()
         self._loader.close()
         if self._deferred is not None:
             self._deferred.close()
-        self.model.close()
-        if self._owns_store:
-            self.store.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self

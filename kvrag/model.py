@@ -25,6 +25,7 @@ from kvrag.joined import join_linears
 from kvrag.packet import Identity, digest_fields
 from kvrag.rope import Rope, check_rope_type
 from kvrag.tokenizing import ChunkTokenizer
+from kvrag.turns import SharedModel, Turns
 from kvrag.weights import all_modules, digest_weights, is_linear, switches
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class LanguageModel:
     """A causal language model whose packets can be attached.
 
     The model object stays the user's: it is never moved, and generates as before. Its attention implementation is
-    renamed while kvrag uses it; calls without a pass go to the implementation it had. `close` gives the name back.
+    renamed while kvrag uses it; calls without a pass go to the implementation it had. `close` gives the name back. Any
+    number of these objects may stand for one model; those who compute with it take `turns`.
 
     Args:
         model: a transformers causal language model, on one device.
@@ -87,9 +89,8 @@ class LanguageModel:
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.passes = Passes(self.geometry, self.rope, self.dtype, self.device)
         self.graphs: ForwardGraphs | None = None
-        self._original = model.config._attn_implementation
-        if not self._original.startswith(_PREFIX):
-            model.set_attn_implementation(_register(self._original))
+        self._shared = SharedModel.join(model, _stand_in)
+        self._closed = False
 
     @classmethod
     def from_pretrained(
@@ -454,10 +455,16 @@ class LanguageModel:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - begin
 
+    @property
+    def turns(self) -> Turns:
+        """Held by whoever computes with the model, one thread at a time, whichever object of this class it has."""
+        return self._shared.turns
+
     def close(self) -> None:
-        """Give the model its own attention implementation's name back."""
-        if not self._original.startswith(_PREFIX):
-            self._model.set_attn_implementation(self._original)
+        """Give the model its own attention implementation's name back, if nobody else uses it through this class."""
+        if not self._closed:
+            self._closed = True
+            self._shared.part(self._model)
 
 
 _UNNUMBERED = frozenset({"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"})
@@ -514,6 +521,13 @@ def _narrow(
     hidden = args[0] if left is None else args[0][:, left]
     options = options | {"position_embeddings": tuple(turn[:, among] for turn in turns)}
     return (hidden, *args[1:]), options
+
+
+def _stand_in(model: Any) -> Callable[[Any], None]:
+    """Give a model kvrag's attention, and return what gives it its own back."""
+    original = model.config._attn_implementation
+    model.set_attn_implementation(_register(original))
+    return lambda model: model.set_attn_implementation(original)
 
 
 def _register(original: str) -> str:

@@ -71,7 +71,7 @@ class Worker:
     """Runs steps over the active requests, and other jobs for the model between them.
 
     Args:
-        model: owned by this worker's thread from now on.
+        model: computes in this worker's thread from now on, by turns with other workers that have it.
         states: computed for earlier prompts.
         pool: of packets on the device, if they are kept there.
     """
@@ -128,7 +128,8 @@ class Worker:
         while True:
             while not active or not self._inbox.empty():
                 if self._inbox.empty() and self._idle:
-                    _run(*self._idle.popleft())
+                    with self._model.turns:
+                        _run(*self._idle.popleft())
                     continue
                 if self._inbox.empty():
                     self._release_helpers()  # while this thread waits, others compute: an embedding, another engine
@@ -138,8 +139,10 @@ class Worker:
                 if isinstance(item, Request):
                     active.append(item)
                 else:
-                    item()
-            active = step(self._model, self._states, active, self._pool)
+                    with self._model.turns:
+                        item()
+            with self._model.turns:
+                active = step(self._model, self._states, active, self._pool)
 
     def _release_helpers(self) -> None:
         """Have the calling thread give its OpenMP helpers back, if the model computes on the same cores."""
@@ -157,7 +160,8 @@ class Worker:
             if isinstance(late, Request):
                 late.fail(EngineError("expected an open engine, found one that was closed before the answer began"))
             elif late is not None:
-                late()  # somebody waits for what it returns
+                with self._model.turns:
+                    late()  # somebody waits for what it returns
 
 
 def _run(future: "Future[T]", job: Callable[[], T]) -> None:

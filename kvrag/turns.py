@@ -1,0 +1,76 @@
+"""One model, many users: they compute in turn, and the last one leaves it as the first one found it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+__all__ = ["SharedModel", "Turns"]
+
+
+class Turns:
+    """A lock that goes to those who wait in the order in which they came.
+
+    `threading.Lock` goes to whoever is quickest, and that is who gave it back: an engine in the middle of a long answer
+    would keep all others waiting until its end.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = self._serving = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            ticket, self._next = self._next, self._next + 1
+            self._changed.wait_for(lambda: self._serving == ticket)
+
+    def __exit__(self, *exc: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+
+
+class SharedModel:
+    """What all users of a transformers model share.
+
+    Hooks change what a model computes for everybody, and recorded passes have buffers of their own: two threads must
+    not compute with it at once, whoever they work for.
+
+    Args:
+        leave: called with the model when nobody uses it any more.
+
+    Attributes:
+        turns: held while computing with the model.
+    """
+
+    def __init__(self, leave: Callable[[Any], object]) -> None:
+        self.turns = Turns()
+        self._leave = leave
+        self._users = 0
+
+    @classmethod
+    def join(cls, model: Any, enter: Callable[[Any], Callable[[Any], object]]) -> "SharedModel":
+        """Use a model, with those who use it already.
+
+        Args:
+            model: of transformers.
+            enter: makes it ready for the first user, and returns what undoes that; neither holds on to it.
+        """
+        with _changing:
+            shared = _shared.get(model)
+            if shared is None:
+                shared = _shared[model] = cls(enter(model))
+            shared._users += 1
+            return shared
+
+    def part(self, model: Any) -> None:
+        """No longer use it."""
+        with _changing:
+            self._users -= 1
+            if not self._users:
+                del _shared[model]
+                self._leave(model)
+
+
+_changing = threading.Lock()
+_shared: "WeakKeyDictionary[Any, SharedModel]" = WeakKeyDictionary()
