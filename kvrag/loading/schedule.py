@@ -59,9 +59,7 @@ class Schedule:
         for item in reversed(self.items):
             if not item.open or not item.nbytes:
                 continue
-            others = self._compute_left(rates, now, without=item)
-            contested = self._mode != "load" and (item.front > 0 or rates.load_s(item.nbytes) > others)
-            first = self._first_to_load(item, rates) if contested and item.splits else 0
+            first = self._first_to_load(item, rates, now) if item.splits else 0
             needed = rates.load_s(item.share(first, item.back))
             if item.front and not item.splits:  # all of it again, if that is sooner than computing the rest
                 needed = rates.load_s(item.nbytes)
@@ -143,8 +141,15 @@ class Schedule:
         item.parts.append(part)
         return part
 
-    def _first_to_load(self, item: Item, rates: Rates) -> int:
-        """Where the next load of a shared packet begins: it takes half as long as the two sides together need."""
+    def _first_to_load(self, item: Item, rates: Rates, now: float) -> int:
+        """Where the next load of a packet begins: it takes half as long as the two sides together need.
+
+        Or all of it is loaded, if the computing side, even at twice its speed, could do nothing for it meanwhile.
+        """
+        least = rates.compute_s(item.front, min(item.front + GRAIN, item.back)) if self._mode == "auto" else 0.0
+        alone = rates.load_s(item.share(item.front, item.back))
+        if self._mode == "load" or alone <= self._compute_left(rates, now, without=item) + least / 2:
+            return item.front
         tokens = int(self._together(rates) / 2 * rates.bandwidth / item.nbytes * item.tokens)
         first = (item.back - max(tokens, 1)) // GRAIN * GRAIN
         return max(first, item.front)

@@ -71,6 +71,15 @@ def test_nobody_begins_what_the_other_side_finishes_sooner():
     assert all(side == "compute" for side, *_ in log)
 
 
+def test_a_packet_is_loaded_in_one_piece_unless_some_of_it_could_be_computed_meanwhile():
+    for bandwidth, pieces in ((1e7, {1}), (1e5, {2, 3, 4})):  # 1024 tokens load in 0.1 or 10 s; 128 are computed in 1.3
+        rates = Rates(bandwidth=bandwidth, latency=0, token_seconds=1e-2)
+        schedule = Schedule([item("a", 1024, splits=True)], lambda rates=rates: rates)
+        log, seconds = run(schedule, load_s=lambda part, bandwidth=bandwidth: part.left / bandwidth)
+        assert sum(side == "load" for side, *_ in log) in pieces
+        assert seconds <= 1.03e6 / bandwidth
+
+
 @pytest.mark.parametrize("splits", [True, False])
 def test_computing_takes_over_when_a_load_hardly_moves_any_more(splits):
     dropped = []
