@@ -1,8 +1,9 @@
 """Taking away packets that no text in use leads to: mark the texts, sweep the packets.
 
-What is in use is for the caller to say; a packet lives as long as one of those texts leads to it in its scope. Whoever
-builds meanwhile is protected twice: a packet that was put or relied upon within the grace period stays, and so does one
-that has gained a text since the marking began. Both are looked at again inside the transaction that removes it.
+What is in use is for the caller to say; a packet lives as long as one of those texts leads to it in its scope, or as an
+application calls it by a name (`PacketFiles`), which is for that application to take away. Whoever builds meanwhile is
+protected twice: a packet that was put or relied upon within the grace period stays, and so does one that has gained a
+text since the marking began. Both are looked at again inside the transaction that removes it.
 
 Other machines may use what a remote has, and nobody here knows their texts. So objects go only on request, and only
 those that this store has uploaded itself and has no packet for any more; the index remembers which these are.
@@ -22,7 +23,7 @@ from typing import TypedDict
 from kvrag.errors import StoreError
 from kvrag.matching import HEAD_CHARS, fingerprint
 from kvrag.store.disk import DiskTier
-from kvrag.store.index import Index, Texts
+from kvrag.store.index import Index, Leads
 from kvrag.store.publishing import SUFFIX
 from kvrag.store.records import PacketRow, Upload
 from kvrag.store.remote import RemoteTier
@@ -55,7 +56,7 @@ class GcReport:
     Attributes:
         marked: different texts in use, those under 32 characters left out.
         packets: looked at.
-        alive: of these, that a text in use leads to.
+        alive: of these, that a text in use leads to, or a name.
         young: of these, that nothing leads to but that are within the grace period.
         removed: rows of those that went, or would go.
         emptied: files deleted from quarantine, or that would be.
@@ -136,7 +137,7 @@ def collect(
     for _, rows in groupby(index.rows(), key=lambda row: row.key[:2]):
         dead: list[PacketRow] = []
         for row in rows:
-            verdict = sweep.verdict(*index.with_texts(row.key))
+            verdict = sweep.verdict(*index.with_leads(row.key))
             counts[verdict] += 1
             if verdict == "dead":
                 dead.append(row)
@@ -167,14 +168,14 @@ class _Sweep:
     namespace: str | None
     identities: frozenset[str]
 
-    def verdict(self, row: PacketRow | None, texts: Texts) -> str:
+    def verdict(self, row: PacketRow | None, leads: Leads) -> str:
         """What a packet is: "dead", "young", "alive", or "other" when it is none of this sweep's."""
         if row is None or self.namespace not in (None, row.namespace):
             return "other"
         if row.identity not in self.identities:
             if self.marked is None:
                 return "other"
-            if any(number > self.newest or digest in self.marked for number, digest in texts):
+            if leads.named or any(number > self.newest or digest in self.marked for number, digest in leads.texts):
                 return "alive"
         return "dead" if self.grace <= time.time() - self._used(row) else "young"
 
@@ -198,7 +199,7 @@ class _Sweep:
 def _remove(disk: DiskTier, index: Index, dead: list[PacketRow], sweep: _Sweep) -> list[PacketRow]:
     """Remove packets that are still dead; return their rows."""
     with index.exclusive():
-        removed = index.remove_if([row.key for row in dead], lambda row, texts: sweep.verdict(row, texts) == "dead")
+        removed = index.remove_if([row.key for row in dead], lambda row, leads: sweep.verdict(row, leads) == "dead")
         for row in removed:
             disk.path(row.identity, row.key).unlink(missing_ok=True)
     return removed

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLite
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,17 @@ __all__ = ["Index"]
 COLUMNS = "key, scope, identity, namespace, recipe, tokens, bytes, created, remote"
 PAGE = 1000
 
-Texts = list[tuple[int, bytes]]
-"""Row and sha256 of every text that leads to a packet."""
+
+class Leads(NamedTuple):
+    """What leads to a packet.
+
+    Attributes:
+        texts: row and sha256 of each.
+        named: whether an application calls it by a name.
+    """
+
+    texts: list[tuple[int, bytes]]
+    named: bool
 
 
 class Index:
@@ -72,19 +82,19 @@ class Index:
         with self._write.transaction() as sqlite:
             return _remove(sqlite, key, texts=texts)
 
-    def remove_if(self, keys: Iterable[PacketKey], condemned: Callable[[PacketRow, Texts], bool]) -> list[PacketRow]:
+    def remove_if(self, keys: Iterable[PacketKey], condemned: Callable[[PacketRow, Leads], bool]) -> list[PacketRow]:
         """Remove those of the packets that are `condemned` inside the transaction; return them."""
         with self._write.transaction() as sqlite:
-            found = [_with_texts(sqlite, key) for key in keys]
-            removed = [row for row, texts in found if row and condemned(row, texts)]
+            found = [_with_leads(sqlite, key) for key in keys]
+            removed = [row for row, leads in found if row and condemned(row, leads)]
             for row in removed:
                 _remove(sqlite, row.key)
         return removed
 
-    def with_texts(self, key: PacketKey) -> tuple[PacketRow | None, Texts]:
-        """The packet's row, and the texts that lead to it."""
+    def with_leads(self, key: PacketKey) -> tuple[PacketRow | None, Leads]:
+        """The packet's row, and what leads to it."""
         with self._read.use() as sqlite:
-            return _with_texts(sqlite, key)
+            return _with_leads(sqlite, key)
 
     def last_text(self) -> int:
         """The row of the text that was registered last; later ones have larger numbers, even after removals."""
@@ -233,10 +243,11 @@ class Index:
         self._write.close()
 
 
-def _with_texts(sqlite: SQLite, key: PacketKey) -> tuple[PacketRow | None, Texts]:
+def _with_leads(sqlite: SQLite, key: PacketKey) -> tuple[PacketRow | None, Leads]:
     found = sqlite.execute(f"SELECT {COLUMNS} FROM packets WHERE key = ?", (key,)).fetchone()
     texts = sqlite.execute("SELECT rowid, digest FROM texts WHERE key = ?", (key,)).fetchall()
-    return PacketRow(*found, texts=len(texts)) if found else None, texts
+    named = sqlite.execute("SELECT 1 FROM names WHERE key = ? LIMIT 1", (key,)).fetchone() is not None
+    return PacketRow(*found, texts=len(texts)) if found else None, Leads(texts, named)
 
 
 def _remove(sqlite: SQLite, key: PacketKey, *, texts: bool = True) -> bool:

@@ -71,6 +71,17 @@ def test_a_text_in_use_keeps_its_packets_in_every_scope(store):
     assert there(store) == keys(0) | keys(0, scope=OTHER_TENANT) | keys(0, scope=OTHER_MODEL)
 
 
+def test_a_packet_with_a_name_lives_until_the_name_is_taken_away(store):
+    files, named = store.files(), toy_packet(3).key
+    files.put("mine", store.export(named))
+    assert removed(store.gc([toy_text(0)], grace=0, dry_run=True)) == keys(1, 2)
+    assert removed(store.gc([toy_text(0)], grace=0)) == keys(1, 2)
+    store.gc(None, grace=0, identities=["another"])
+    assert there(store) == keys(0, 3)
+    files.delete("mine")
+    assert removed(store.gc([toy_text(0)], grace=0)) == keys(3)
+
+
 def test_a_dry_run_removes_nothing_and_names_the_same(store):
     planned = store.gc([toy_text(0)], grace=0, dry_run=True)
     assert planned.dry_run

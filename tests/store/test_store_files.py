@@ -142,7 +142,7 @@ def test_a_packet_that_goes_another_way_takes_its_names_along(store, other):
     assert files.get("a") is None
     assert list(files.names()) == []
     files.put("a", exported(store, 2))
-    assert other.gc([toy_text(7)], grace=0).removed != ()  # names are no texts in use
+    assert other.gc(None, identities=[toy_packet(2).scope.identity.digest], grace=0).removed != ()
     assert list(files.names()) == []
 
 
