@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvrag.cli.terminal import note, results, write_json
+from kvrag.cli.terminal import note, results, warn, write_json
 from kvrag.errors import DataError, SettingsError, TrainingError
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def start_training(
         with PacketStore(packets) as store:
             sets.append((stored_passages(store, opened, namespace=namespace, seed=settings.seed), 1.0))
     sets = _told_apart(sets)
+    if author and all(len(questions) for questions, _ in sets):
+        warn("--author has nothing to write: somebody has asked questions about all of the data")
     if any(not len(questions) for questions, _ in sets):
         sets = _with_questions(sets, opened, author, dtype, settings, own_answers=own_answers)
     task = make_task(opened)

@@ -136,6 +136,12 @@ def test_the_model_asks_where_nobody_did(train, model, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.stderr
 
 
+def test_an_author_without_work_is_named(train, model):
+    result = train("adapter", *ADAPTER, "--author", model)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: --author has nothing to write" in result.stderr
+
+
 @pytest.fixture
 def built(kvrag, model, tmp_path, monkeypatch) -> Path:
     """A store of packets, and a model that has something to ask about each."""
