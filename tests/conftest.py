@@ -1,7 +1,9 @@
 """Tiny models and tokenizers, made here: nothing is downloaded, and everything runs on two cores."""
 
 import asyncio
+import gc
 import os
+import threading
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,11 +45,25 @@ CHUNKS = (
 
 @pytest.fixture(autouse=True)
 def event_loop_of_the_thread() -> Iterator[None]:
-    """A loop for what runs coroutines on the thread's own one, as LlamaIndex does: nobody else would close it."""
+    """A loop for what runs coroutines on the thread's own one, as LlamaIndex does: nobody else would close it.
+
+    LlamaIndex's memory never closes its SQLite connection. When that is collected, its thread ends and tells the loop,
+    which has to be there.
+    """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    before = set(_sqlite_threads())
     yield
+    if left := [thread for thread in _sqlite_threads() if thread not in before]:
+        asyncio.set_event_loop(loop)
+        gc.collect()
+        for thread in left:
+            thread.join(10)
     loop.close()
+
+
+def _sqlite_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
 
 
 @pytest.fixture(scope="session")
