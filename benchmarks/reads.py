@@ -26,6 +26,7 @@ from kvrag.packet import Identity, Packet, Recipe, Scope
 from kvrag.store import PacketStore, format
 from kvrag.store.blocks import BlockArena
 from kvrag.store.bytes import read_exactly
+from kvrag.store.threads import SHARE, THREADS
 
 SCOPE = Scope(Identity(config="c", weights="w", tokenizer="t", rope="r", dtype="bfloat16"), Recipe())
 TOKENS = {1: 8, 8: 64, 64: 512}  # MiB of a packet of Llama-3.1-8B's shape
@@ -94,7 +95,7 @@ def measured(mib: int, arguments: argparse.Namespace) -> dict:
         keys, total = [each.key for each in packets], sum(each.nbytes for each in packets)
         del packets
         files = sorted((Path(folder) / "packets").rglob("*.safetensors"))
-        threads = max(1, min(format.THREADS, (mib << 20) // format.SHARE))
+        threads = max(1, min(THREADS, (mib << 20) // SHARE))
 
         def load() -> None:
             for key in keys:

@@ -1,6 +1,7 @@
 """Files read as slowly as from a store of a known bandwidth."""
 
 import os
+import threading
 import time
 
 __all__ = ["PacedReader"]
@@ -18,6 +19,7 @@ class PacedReader:
 
     def __init__(self, bandwidth: float | None) -> None:
         self._bandwidth, self._due = bandwidth, 0.0
+        self._lock = threading.Lock()
         self._piece = max(_PIECE, int(1e-3 * (bandwidth or 0.0)))
 
     def __call__(self, fd: int, data: memoryview, offset: int) -> None:
@@ -28,7 +30,8 @@ class PacedReader:
                 raise OSError("expected a file that stays as it is, found a shorter one")
             data, offset = data[count:], offset + count
             if self._bandwidth:
-                now = time.perf_counter()
-                self._due = max(self._due, now - _AHEAD) + count / self._bandwidth
-                if self._due > now + _AHEAD:
-                    time.sleep(self._due - now)
+                with self._lock:
+                    now = time.perf_counter()
+                    due = self._due = max(self._due, now - _AHEAD) + count / self._bandwidth
+                if due > now + _AHEAD:
+                    time.sleep(due - now)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Assembly"]
 
+_TURN = 0.005  # seconds of reading between two looks at whether anybody still wants it
 _SWIFT = 0.05  # seconds; packets that load faster are read in one go, which nobody can interrupt
 
 
@@ -118,13 +119,14 @@ class Assembly:
             file.read_tokens(part.first, part.last, packet.data)
             self._loader.live.loaded(round(part.left), time.perf_counter() - begin)
             return True
-        layers = file.header.shape[0]
-        for layer in range(layers):
-            begin = time.perf_counter()
-            file.read_layer(layer, packet)
-            self._loader.live.loaded(file.nbytes // layers, time.perf_counter() - begin)
+        layers, layer = range(file.header.shape[0]), file.nbytes / file.header.shape[0]
+        while layers:
+            begin, together = time.perf_counter(), max(1, int(_TURN * self._loader.live.now().bandwidth / layer))
+            read, layers = layers[:together], layers[together:]
+            file.read_layers(read, packet)
+            self._loader.live.loaded(round(layer * len(read)), time.perf_counter() - begin)
             with self.ends.lock:
-                self._schedule.moved(part, time.monotonic(), file.nbytes * (layers - layer - 1) / layers)
+                self._schedule.moved(part, time.monotonic(), layer * len(layers))
         if not part.dropped:
             self._loader.announce([packet])
         return True

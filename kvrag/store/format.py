@@ -14,9 +14,7 @@ tensors, holes, strange offsets or additional entries need no rules of their own
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 import numpy as np
@@ -29,14 +27,13 @@ from kvrag.store.blocks import Allocator, BlockArena
 from kvrag.store.bytes import PIECE, bytes_of, corrupt, opened, read_exactly, read_hashed, write_all
 from kvrag.store.checksums import SEGMENT, segment_checksums
 from kvrag.store.codecs import CODECS
+from kvrag.store.threads import THREADS, share
 
 __all__ = ["new_packet", "read_header", "read_packet", "write_packet"]
 
 ALIGNMENT = 4096
 MAX_HEADER = 1 << 20
 LAYER = 16  # bytes; encoded layers in memory begin at multiples, as kernels want it
-SHARE = 5 << 20  # bytes that are worth a thread
-THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
 StrPath = str | os.PathLike[str]
@@ -204,33 +201,7 @@ def _read_layers(fd: int, header: PacketHeader, start: int, packet: Packet) -> N
             codec.decode(stored, packet.data[run.start])
 
     runs = [range(first, min(first + together, layers)) for first in range(0, layers, together)]
-    _share(read, runs, min(THREADS, len(memory) // SHARE))
-
-
-def _share(read: Callable[[range], None], runs: Iterable[range], threads: int) -> None:
-    """Read all runs with this thread and idle ones of the pool; what they do releases the GIL."""
-    left = iter(runs)
-
-    def work() -> None:
-        for run in left:  # whoever is free takes the next
-            read(run)
-
-    handed = [work]
-    helpers = [_readers(os.getpid()).submit(lambda: handed[0]()) for _ in range(threads - 1)]
-    try:
-        work()
-    finally:
-        begun = [helper for helper in helpers if not helper.cancel()]
-        wait(begun)
-        handed.clear()  # or the pool would hold on to the memory for a moment
-    for helper in begun:
-        helper.result()
-
-
-@cache
-def _readers(process: int) -> ThreadPoolExecutor:
-    """Threads of this process, since a fork has none of them; to start some takes as long as to read 1 MiB."""
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="kvrag-read")
+    share(read, runs, len(memory))
 
 
 def _layer_sizes(header: PacketHeader) -> list[int]:

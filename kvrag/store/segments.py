@@ -22,6 +22,7 @@ from kvrag.store.bytes import bytes_of, read_exactly
 from kvrag.store.checksums import SEGMENT, segment_checksum
 from kvrag.store.codecs import CODECS
 from kvrag.store.format import _layer_sizes, _read_header, new_packet
+from kvrag.store.threads import share
 
 __all__ = ["SEGMENT", "PacketFile", "Read", "ReadCancelledError"]
 
@@ -30,7 +31,7 @@ class Read(Protocol):
     """Fills `data` from `offset` of the open file `fd`; raises OSError or `CorruptPacketError`."""
 
     def __call__(self, fd: int, data: memoryview, offset: int) -> None:
-        """As a loop over `os.preadv` does, which is the usual one."""
+        """As a loop over `os.preadv` does, which is the usual one; several threads at once call it."""
         ...
 
 
@@ -105,32 +106,17 @@ class PacketFile:
         """The packet, with uninitialised host memory for what is read."""
         return new_packet(self.header, self.token_ids, self._allocate, encoded=self._encoded)
 
-    def read_layer(self, layer: int, packet: Packet) -> None:
-        """Fill layer `layer` of a packet that `new_packet` made.
+    def read_layers(self, layers: range, packet: Packet) -> None:
+        """Fill some layers of a packet that `new_packet` made.
 
         Raises:
-            CorruptPacketError: its checksum is wrong.
-            ReadCancelledError: nobody wants it any more.
-            OSError: it cannot be read.
+            CorruptPacketError: the checksum of one is wrong.
+            ReadCancelledError: nobody wants them any more.
+            OSError: they cannot be read.
         """
         self._go_on()
-        codec = CODECS[self.header.identity.codec]
-        in_place = codec.name == packet.form or layer in self.header.raw_layers
-        begin, end = self._places[layer : layer + 2]
-        data = packet.data[layer] if in_place else torch.empty(end - begin, dtype=torch.uint8)
-        view = bytes_of(data)[: end - begin]
-        self._read(self._fd, view, begin)
-        if xxh3_128_hexdigest(view) != self.header.checksums[layer]:
-            self._corrupt(f"the checksum of layer {layer} is wrong")
-        if not in_place:
-            codec.decode(data, packet.data[layer])
-
-    def read_all(self, key: PacketKey) -> Packet:
-        """The whole packet; errors as for `read_layer`."""
-        packet = self.new_packet()
-        for layer in range(self.header.shape[0]):
-            self.read_layer(layer, packet)
-        return packet
+        nbytes = self._places[layers.stop] - self._places[layers.start]
+        share(lambda layer: self._read_layer(layer, packet), layers, nbytes)
 
     def read_tokens(self, first: int, last: int, kv: torch.Tensor) -> None:
         """Fill tokens `first` to `last` of `kv` [L, 2, H, T, D]; both are at the bounds of segments.
@@ -145,14 +131,20 @@ class PacketFile:
             raise ValueError(f"expected bounds at multiples of {SEGMENT} tokens, found {first} and {last}")
         rows = kv.view(-1, *kv.shape[3:]).view(torch.uint8).numpy()
         row = rows.shape[2]
-        for number in range(layers * 2 * heads):
-            if number % (2 * heads) == 0:
-                self._go_on()
-            offset = self._start + (number * tokens + first) * row
-            self._read(self._fd, rows[number, first:last].data.cast("B"), offset)
-        for begin in range(first, last, SEGMENT):
+
+        def read(layer: int) -> None:
+            self._go_on()
+            for number in range(layer * 2 * heads, (layer + 1) * 2 * heads):
+                offset = self._start + (number * tokens + first) * row
+                self._read(self._fd, rows[number, first:last].data.cast("B"), offset)
+
+        def check(begin: int) -> None:
             if segment_checksum(kv, begin, min(begin + SEGMENT, last)) != self.header.segments[begin // SEGMENT]:
                 self._corrupt(f"the checksum of segment {begin // SEGMENT} is wrong")
+
+        nbytes = len(rows) * (last - first) * row
+        share(read, range(layers), nbytes)
+        share(check, range(first, last, SEGMENT), nbytes)
 
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
@@ -167,6 +159,18 @@ class PacketFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read_layer(self, layer: int, packet: Packet) -> None:
+        codec = CODECS[self.header.identity.codec]
+        in_place = codec.name == packet.form or layer in self.header.raw_layers
+        begin, end = self._places[layer : layer + 2]
+        data = packet.data[layer] if in_place else torch.empty(end - begin, dtype=torch.uint8)
+        view = bytes_of(data)[: end - begin]
+        self._read(self._fd, view, begin)
+        if xxh3_128_hexdigest(view) != self.header.checksums[layer]:
+            self._corrupt(f"the checksum of layer {layer} is wrong")
+        if not in_place:
+            codec.decode(data, packet.data[layer])
 
     def _go_on(self) -> None:
         if self._cancelled():
