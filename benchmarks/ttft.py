@@ -191,7 +191,7 @@ def peak_memory(store: Path, kind: str) -> None:
     if kind == "bare":
         model.plain_forward(list(range(10, 60)), range(50))
     else:
-        with PacketEngine(model, store=PacketStore(store), adapter="none") as engine:
+        with PacketEngine(model, store=PacketStore(store)) as engine:
             texts = [section.text for section in load_sections()[:10]]
             prompt = prompt_of(texts, load_questions()[0].question)
             engine.generate(prompt, max_new_tokens=8)
@@ -230,12 +230,14 @@ def main() -> None:
         return peak_memory(arguments.store, arguments.peak)
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
-        engine = PacketEngine.from_pretrained("demo", store=folder, device="cpu", adapter="none")
+        engine = PacketEngine.from_pretrained("demo", store=folder, device="cpu")
         engine.build([section.text for section in load_sections()], progress=True)
-        cold = PacketEngine(engine.model, store=PacketStore(folder, memory_bytes=0), adapter="none")
+        cold = PacketEngine(engine.model, store=PacketStore(folder, memory_bytes=0))
         for chunks in arguments.chunks:
             rows += first_token(engine, cold, chunks, arguments.runs)
             rows += forward(engine, chunks, arguments.runs)
+        assert engine.adapter is not None
+        name = f"demo (SmolLM2-135M-Instruct with its reader, adapter {engine.adapter.digest[:16]})"
         dtype = str(engine.model.dtype).removeprefix("torch.")
         cold.close()
         engine.close()
@@ -247,7 +249,7 @@ def main() -> None:
         "dtype": dtype,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "rows": [{"model": "demo (SmolLM2-135M-Instruct, untrained packets)", **row} for row in rows],
+        "rows": [{"model": name, **row} for row in rows],
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
