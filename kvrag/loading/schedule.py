@@ -168,7 +168,7 @@ class Schedule:
     def _until_met(self, item: Item, rates: Rates, now: float) -> int:
         """Tokens of the last packet to compute in a pass: what is left then, the loading side has brought meanwhile.
 
-        A part of them is left for another pass, where that costs little: estimates are wrong.
+        At most a fifth of them is left for another pass, where that costs little: estimates are wrong.
         """
         open_tokens = item.back - item.front
         busy = self._load_left(rates, now) - rates.load_s(item.share(item.front, item.back))
@@ -178,9 +178,9 @@ class Schedule:
                 break
         else:
             tokens = open_tokens
-        fewer = int(_SHARE * tokens) // GRAIN * GRAIN
+        fewer = -(-int(_SHARE * tokens) // GRAIN) * GRAIN
         spared = rates.token_seconds * rates.work(item.front + fewer, item.front + tokens)
-        return fewer if fewer and spared > rates.pass_seconds else tokens
+        return fewer if spared > rates.pass_seconds else tokens
 
     def _together(self, rates: Rates) -> float:
         """Seconds until all open tokens are there, with both sides at work."""
