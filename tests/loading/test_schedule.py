@@ -80,6 +80,20 @@ def test_a_packet_is_loaded_in_one_piece_unless_some_of_it_could_be_computed_mea
         assert seconds <= 1.03e6 / bandwidth
 
 
+def test_a_pass_is_not_cut_in_two_where_another_costs_much_of_what_it_spares():
+    """A small model on a CPU: four packets of 11.8 MB at 10 MB/s; the third one is brought from both ends."""
+    rates = Rates(bandwidth=1e7, latency=0, pass_seconds=0.075, token_seconds=1e-3)
+    items = [item(n, 512, nbytes=11_800_000, splits=True) for n in range(4)]
+    log, seconds = run(
+        Schedule(items, lambda: rates),
+        pass_s=lambda parts: 0.075 + 1e-3 * sum(part.last - part.first for part in parts),
+        load_s=lambda part: part.left / 1e7,
+    )
+    assert ("compute", 2, 0, 384, False) in log
+    assert ("load", 2, 384, 512, False) in log
+    assert seconds == pytest.approx(1.558)
+
+
 @pytest.mark.parametrize("splits", [True, False])
 def test_computing_takes_over_when_a_load_hardly_moves_any_more(splits):
     dropped = []
