@@ -22,6 +22,9 @@ LAYERS, TOKENS = 8, 300
 def many_threads(monkeypatch):
     monkeypatch.setattr(threads, "SHARE", 1 << 10)
     monkeypatch.setattr(threads, "THREADS", 4)
+    threads._pool.cache_clear()  # another test may have made one of fewer threads
+    yield
+    threads._pool.cache_clear()
 
 
 @pytest.fixture
