@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--passages", default="4,8", help="of a prompt, with commas between")
     parser.add_argument("--limit", default="1000", help="questions to measure with")
     parser.add_argument("--texts", type=int, default=2000, help="passages to build, at most")
-    parser.add_argument("--steps", default="400")
+    parser.add_argument("--steps", default="200", help="of 4 prompts, to learn in")
     parser.add_argument("--author", default="demo-base", help="asks about the passages")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--batch-tokens", default="300000")
@@ -49,6 +49,7 @@ def main() -> None:
         write_atomically(args.out, json.dumps(report, indent=2) + "\n")
 
         options = ["--from", folder / "store", "--init", args.adapter, "--author", args.author, "--model", args.model]
+        options += ["--answers", "given", "--contexts", "4", "--questions", "10", "--micro-tokens", "60000"]
         options += ["--steps", args.steps, "--evaluate-every", args.steps, "--out", folder / "run"]
         begin = time.perf_counter()
         kvrag("train", "adapter", *options)
