@@ -150,6 +150,7 @@ def reader(
         Pattern, typer.Option("--pattern", help="How else than with full attention chunks are read in training.")
     ] = Pattern.bare,
     share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the loss, taken with that pattern.")] = 0.5,
+    agreement: Annotated[float, typer.Option("--agreement", min=0, help="Weight of what both ways differ by.")] = 0.0,
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
     questions: QuestionsOption = 12,
@@ -189,11 +190,14 @@ def reader(
     with quiet():
         from kvrag.training import BARE, KVLINK, AdapterShape, ReaderTask
 
+        if agreement and pattern is Pattern.full:
+            raise SettingsError("expected a --pattern to agree with for --agreement, found full, which is one way only")
         shapes = {Pattern.bare: BARE, Pattern.kvlink: KVLINK, Pattern.kv_packet: AdapterShape()}
         shape, part = shapes.get(pattern, BARE), share if pattern in shapes else 0.0
+        described = {"pattern": pattern.value, "share": part, "agreement": agreement}
         result = start_training(
-            lambda opened: ReaderTask(opened, rank, seed, part, shape),
-            {"rank": rank, "pattern": pattern.value, "share": part, "shape": shape.model_dump()},
+            lambda opened: ReaderTask(opened, rank, seed, part, shape, agreement),
+            described | {"rank": rank, "shape": shape.model_dump()},
             data=data or [],
             templates=template,
             init=init,

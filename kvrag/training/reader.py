@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch.nn.functional import cross_entropy, softmax
+from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from kvrag.adapter import Adapter
 from kvrag.batched import compute_rows, writing
@@ -43,7 +43,8 @@ class ReaderTask(Task):
     of a chunk encoded alone. One that was also trained on chunks that do not see each other answers from either:
     Block-Attention (https://arxiv.org/abs/2409.15355) does it with bare chunks, KVLink
     (https://arxiv.org/abs/2502.16002) with link tokens behind them, which here are the same behind every chunk. With an
-    adapter of any other shape, reader and adapter learn from each other.
+    adapter of any other shape, reader and adapter learn from each other. Where both ways of reading differ, they can be
+    drawn towards each other, as R-Drop (https://arxiv.org/abs/2106.14448) does with two passes of one model.
 
     Args:
         model: to train for.
@@ -51,16 +52,23 @@ class ReaderTask(Task):
         seed: of the LoRA.
         share: of the loss that is taken with packets.
         shape: of the adapter that packets have, which is learnt too; by default they are bare chunks behind a sink.
+        agreement: weight of the divergence between both ways of reading, which both of them learn from.
     """
 
     def __init__(
-        self, model: LanguageModel, rank: int = 16, seed: int = 0, share: float = 0.0, shape: AdapterShape = BARE
+        self,
+        model: LanguageModel,
+        rank: int = 16,
+        seed: int = 0,
+        share: float = 0.0,
+        shape: AdapterShape = BARE,
+        agreement: float = 0.0,
     ) -> None:
         super().__init__(model)
         self.rank = rank
         self.reader, learnt = low_rank(model, rank, float(_SCALE), seed)
         self.parameters = {f"{_READER}{name}": p for name, p in learnt.items()}
-        self._share = share
+        self._share, self._agreement = share, agreement
         self._parts = AdapterParts(model, shape, seed + 1)
         if share:
             self.strategy, self.passes = KVPacket(), 2
@@ -83,7 +91,10 @@ class ReaderTask(Task):
             with writing(self.model, self._parts.writer_on(device, dtype), batch.student):
                 packets = self._parts.logits(batch.student).float()
                 both = _likelihood(packets, batch.student) + _imitation(packets, full.detach(), batch.student)
-                yield loss + self._share * both / 2
+                loss = loss + self._share * both / 2
+                if self._agreement:
+                    loss = loss + self._agreement * _divergence(packets, full, batch.student)
+                yield loss
 
     def save(self, folder: Path, tensors: Mapping[str, torch.Tensor], trained_on: str) -> Path:
         """Write a folder in peft's format: `adapter_config.json` and `adapter_model.safetensors`, in bfloat16.
@@ -158,5 +169,14 @@ def _likelihood(logits: torch.Tensor, rows: PackedRows) -> torch.Tensor:
 
 
 def _imitation(logits: torch.Tensor, wanted: torch.Tensor, rows: PackedRows) -> torch.Tensor:
-    each = cross_entropy(logits, softmax(wanted, -1), reduction="none")
+    return _summed(cross_entropy(logits, softmax(wanted, -1), reduction="none"), rows)
+
+
+def _divergence(one: torch.Tensor, other: torch.Tensor, rows: PackedRows) -> torch.Tensor:
+    """The mean of KL(one || other) and KL(other || one)."""
+    one, other = log_softmax(one, -1), log_softmax(other, -1)
+    return _summed(((one.exp() - other.exp()) * (one - other)).sum(-1) / 2, rows)
+
+
+def _summed(each: torch.Tensor, rows: PackedRows) -> torch.Tensor:
     return (each * (rows.answer_ids != NO_ANSWER)).sum()

@@ -121,6 +121,13 @@ def test_a_reader_learns_with_a_pattern(pattern, files, train):
     assert Path("out/adapter.safetensors").exists() == (files == 3)
 
 
+def test_readings_that_agree_need_two(train):
+    assert train("reader", "--rank", 2, "--pattern", "bare", "--agreement", 2).exit_code == 0
+    described = json.loads(Path("out/run.json").read_text())
+    assert described["agreement"] == 2
+    assert_fails(train("reader", "--pattern", "full", "--agreement", 2, "--out", "other"), 2, "--pattern")
+
+
 def test_the_model_asks_where_nobody_did(train, model, tmp_path, monkeypatch):
     from kvrag.training import writing
 

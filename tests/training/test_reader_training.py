@@ -3,11 +3,13 @@
 import peft
 import pytest
 import torch
+from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from kvrag.batched import compute_rows, soft_table, writing
 from kvrag.errors import TrainingError
 from kvrag.merging import merge_reader
+from kvrag.packed_rows import NO_ANSWER
 from kvrag.sources import open_model
 from kvrag.training import AdapterShape, ReaderTask, companion_adapter
 from kvrag.training.data import Steps
@@ -54,6 +56,41 @@ def test_bare_chunks_take_their_share_of_the_loss(new_model):
     assert alone != pytest.approx(full, rel=1e-4)
     recipe = task.strategy.recipe(task.placeholder)
     assert (recipe.dropped, recipe.ids_before) == (1, task.model.prompt_beginning(1))
+
+
+def test_both_ways_of_reading_are_drawn_towards_each_other(new_model):
+    """The loss grows by the mean of both divergences, and its slope is that of both passes."""
+    tasks = [ReaderTask(new_model(), 4, share=0.5, agreement=agreement) for agreement in (0.0, 2.0)]
+    settings = toy_settings(answers="given", min_passages=3)
+    (batch,) = Steps(tasks[0], Mixture([(toy_questions(), 1.0)], settings, "training"), [PLAIN], settings).sample(1)
+
+    def added(move: float = 0.0) -> float:
+        losses = []
+        for task in tasks:
+            for name, p in task.parameters.items():
+                p.data.add_(move * slope.get(name, 0.0))
+            with task.loss(batch) as value:
+                value.backward()
+            for name, p in task.parameters.items():
+                p.data.sub_(move * slope.get(name, 0.0))
+            losses.append(value.item())
+        return losses[1] - losses[0]
+
+    slope: dict[str, torch.Tensor] = {}
+    here, model = added(), tasks[0].model
+    with torch.no_grad():  # a fresh reader changes nothing
+        full, packets = (
+            compute_rows(model, rows, None, rows.answer_rows)[0].double().log_softmax(-1)
+            for rows in (batch.teacher, batch.student)
+        )
+    kept = (batch.teacher.answer_ids != NO_ANSWER)[:, None]
+    both = sum(kl_div(a, b, log_target=True, reduction="none") * kept for a, b in ((full, packets), (packets, full)))
+    assert both.sum() > 0.01
+    assert here == pytest.approx(2 * both.sum().item() / 2, rel=1e-3)
+    slope = {name: tasks[1].parameters[name].grad - p.grad for name, p in tasks[0].parameters.items()}
+    steepness = sum(float((value**2).sum()) for value in slope.values())
+    step = 0.01 / steepness**0.5
+    assert (added(step) - added(-step)) / (2 * step) == pytest.approx(steepness, rel=0.02)
 
 
 def test_a_companion_reads_as_it_was_learnt(tiny, hf_tokenizer, tmp_path):
