@@ -44,8 +44,9 @@ def main() -> None:
         ):
             built = engine.build(texts[: args.texts])
         report: dict[str, Any] = {"data": args.data.name, "chunks": built.built}
+        report["build_s"] = round(built.seconds, 1)
         report["before"] = measured(args, args.adapter, folder)
-        report |= {name: report["before"][0][name] for name in ("model", "device", "dtype", "date")}
+        report |= {name: report["before"][name] for name in ("model", "device", "dtype", "date")}
         write_atomically(args.out, json.dumps(report, indent=2) + "\n")
 
         options = ["--from", folder / "store", "--init", args.adapter, "--author", args.author, "--model", args.model]
@@ -64,21 +65,19 @@ def main() -> None:
         report["after"] = measured(args, folder / "run" / "adapter.safetensors", folder)
     write_atomically(args.out, json.dumps(report, indent=2) + "\n")
     for when in ("before", "after"):
-        for row in (row for told in report[when] for row in told["rows"]):
+        for row in report[when]["rows"]:
             gap = "-" if row["gap_closed"] is None else f"{row['gap_closed']:.2f}"
             print(f"{when:7}{row['passages']:3} {row['method']:24} F1 {row['f1']:.1f}  gap {gap}  KL {row['kl']:.4f}")
     print(report["training"])
 
 
-def measured(args: argparse.Namespace, adapter: Path, folder: Path) -> list[dict[str, Any]]:
-    """A report of `kvrag eval quality` for every number of passages."""
-    found = []
+def measured(args: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, Any]:
+    """What `kvrag eval quality` reports for every number of passages."""
+    options: list[object] = ["--data", args.data, "--limit", args.limit, "--model", args.model, "--adapter", adapter]
     for passages in args.passages.split(","):
-        options = ["--data", args.data, "--passages", passages, "--limit", args.limit, "--model", args.model]
-        options += ["--adapter", adapter, "--batch-tokens", args.batch_tokens, "--out", folder / "quality.json"]
-        kvrag("eval", "quality", *options)
-        found.append(json.loads((folder / "quality.json").read_text()))
-    return found
+        options += ["--passages", passages]
+    kvrag("eval", "quality", *options, "--batch-tokens", args.batch_tokens, "--out", folder / "quality.json")
+    return json.loads((folder / "quality.json").read_text())
 
 
 def kvrag(*options: object) -> None:

@@ -26,11 +26,13 @@ from kvrag.cli.training_options import (
     OutOption,
     PassagesOption,
     PatienceOption,
+    PreambleOption,
     QuestionsOption,
     RateOption,
     SeedOption,
     StepsOption,
     TemplateOption,
+    read_preamble,
 )
 from kvrag.cli.training_run import start_training, tell
 from kvrag.errors import SettingsError
@@ -67,6 +69,7 @@ def adapter(
         int, typer.Option("--writer-rank", min=0, max=1024, help="LoRA while chunks are encoded.")
     ] = 16,
     sink: Annotated[int, typer.Option("--sink", min=0, max=16, help="Tokens a chunk is encoded behind, dropped.")] = 1,
+    preamble: PreambleOption = None,
     question_tokens: Annotated[
         int, typer.Option("--question-tokens", min=0, help="At the end of questions, learnt from like answers.")
     ] = 24,
@@ -115,10 +118,12 @@ def adapter(
         cuda_graphs=cuda_graphs,
         seed=seed,
     )
+    before = read_preamble(preamble)
     with quiet():
         from kvrag.training import AdapterShape, AdapterTask
 
-        shape = AdapterShape(header=soft, trailer=soft, link=link, writer_rank=writer_rank, sink=sink)
+        parts = {"header": soft, "trailer": soft, "link": link, "writer_rank": writer_rank, "sink": sink}
+        shape = AdapterShape(**parts, preamble=before)
         result = start_training(
             lambda opened: AdapterTask(opened, shape, seed, question_tokens),
             {"shape": shape.model_dump(), "question_tokens": question_tokens},
@@ -150,6 +155,7 @@ def reader(
         Pattern, typer.Option("--pattern", help="How else than with full attention chunks are read in training.")
     ] = Pattern.bare,
     share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the loss, taken with that pattern.")] = 0.5,
+    preamble: PreambleOption = None,
     agreement: Annotated[float, typer.Option("--agreement", min=0, help="Weight of what both ways differ by.")] = 0.0,
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
@@ -187,13 +193,15 @@ def reader(
         cuda_graphs=cuda_graphs,
         seed=seed,
     )
+    before = read_preamble(preamble)
     with quiet():
         from kvrag.training import BARE, KVLINK, AdapterShape, ReaderTask
 
         if agreement and pattern is Pattern.full:
             raise SettingsError("expected a --pattern to agree with for --agreement, found full, which is one way only")
         shapes = {Pattern.bare: BARE, Pattern.kvlink: KVLINK, Pattern.kv_packet: AdapterShape()}
-        shape, part = shapes.get(pattern, BARE), share if pattern in shapes else 0.0
+        shape = shapes.get(pattern, BARE).model_copy(update={"preamble": before})
+        part = share if pattern in shapes else 0.0
         described = {"pattern": pattern.value, "share": part, "agreement": agreement}
         result = start_training(
             lambda opened: ReaderTask(opened, rank, seed, part, shape, agreement),
