@@ -1,13 +1,11 @@
 """`kvrag train`: an adapter for a model, or a reader for a small one."""
 
-import re
 import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from kvrag.cli.app import app
 from kvrag.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, NamespaceOption
@@ -33,12 +31,10 @@ from kvrag.cli.training_options import (
     StepsOption,
     TemplateOption,
     read_preamble,
+    training_settings,
 )
 from kvrag.cli.training_run import start_training, tell
 from kvrag.errors import SettingsError
-
-if TYPE_CHECKING:
-    from kvrag.training import TrainingSettings
 
 __all__ = ["Pattern", "adapter", "reader"]
 
@@ -103,7 +99,7 @@ def adapter(
     if stored is None and not data:
         raise SettingsError("expected --data with what to train on, or --from with a store of packets, found neither")
     of_store = {} if data else {"longer_chunks": 0.0, "metadata": 0.0}  # its chunks are as long as they will be
-    settings = _settings(
+    settings = training_settings(
         **of_store,
         answers=answers,
         steps=steps,
@@ -180,7 +176,7 @@ def reader(
     The result is a folder in peft's format, and `merged`, a folder with the whole model that `--model` takes; with the
     patterns kvlink and kv-packet also `adapter.safetensors`, which was learnt along with it.
     """
-    settings = _settings(
+    settings = training_settings(
         answers="given",
         steps=steps,
         contexts=contexts,
@@ -242,18 +238,3 @@ def _merge(reader_folder: Path, model: str, out: Path, device: str, dtype: str) 
     fresh.rename(merged)
     if adapter := companion_adapter(reader_folder, open_model(str(merged), device, dtype)):
         adapter.save(out / "adapter.safetensors")
-
-
-def _settings(*, passages: str, **values: Any) -> "TrainingSettings":
-    from kvrag.training.settings import TrainingSettings
-
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", passages.strip())
-    if found is None:
-        raise SettingsError(f"expected passages as a number or a range such as 1-12, found {passages!r}")
-    low, high = int(found[1]), int(found[2] or found[1])
-    try:
-        return TrainingSettings(min_passages=low, max_passages=high, **values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise SettingsError(f"expected a valid {name}, found {first.get('input')!r}: {first['msg']}") from error

@@ -1,11 +1,16 @@
-"""Options that the training commands share."""
+"""Options that the training commands share, and what is read from them."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from kvrag.errors import SettingsError
+
+if TYPE_CHECKING:
+    from kvrag.training import TrainingSettings
 
 __all__ = [
     "AnswersOption",
@@ -28,6 +33,7 @@ __all__ = [
     "StepsOption",
     "TemplateOption",
     "read_preamble",
+    "training_settings",
 ]
 
 DataOption = Annotated[
@@ -86,3 +92,23 @@ def read_preamble(path: Path | None) -> str:
     if not text:
         raise SettingsError(f"expected a passage in {path} for --preamble, found an empty file")
     return text
+
+
+def training_settings(*, passages: str, **values: Any) -> "TrainingSettings":
+    """The settings of a run, `passages` as a number or a range.
+
+    Raises:
+        SettingsError: one of them is impossible.
+    """
+    from kvrag.training.settings import TrainingSettings
+
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", passages.strip())
+    if found is None:
+        raise SettingsError(f"expected passages as a number or a range such as 1-12, found {passages!r}")
+    low, high = int(found[1]), int(found[2] or found[1])
+    try:
+        return TrainingSettings(min_passages=low, max_passages=high, **values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(f"expected a valid {name}, found {first.get('input')!r}: {first['msg']}") from error
