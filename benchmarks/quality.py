@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --folder data --without-squad FILE --out benchmarks/results/quality-h200.json
 
-Every job is one `kvrag eval quality`; there are as many at a time as there are GPUs, or one. `data` holds
+Every job is one `kvrag eval quality`; on each GPU there are as many at a time as `--jobs` says. `data` holds
 `squad_dev.json.gz`, `multihop.jsonl.gz` and `mtrag.jsonl.gz`; jobs whose file is missing are left out and named. The
 file is written after every job. One that is there already is completed: jobs whose rows it has are not done again, so
 delete it when the adapter is another one.
@@ -25,13 +25,13 @@ import torch
 SQUAD, MULTIHOP, MTRAG = "squad_dev.json.gz", "multihop.jsonl.gz", "mtrag.jsonl.gz"
 
 SHIPPED = [
-    [SQUAD, "--passages", "4", "--limit", "5665"],
+    [SQUAD, "--passages", "4"],
     [SQUAD, "--passages", "8"],
-    ["needle", "--passages", "8"],
     ["biography", "--passages", "8"],
+    ["needle", "--passages", "8"],
+    [MULTIHOP, "--passages", "10"],
     [SQUAD, "--passages", "4", "--template", "xml"],
     [MTRAG, "--passages", "4"],
-    [MULTIHOP, "--passages", "10"],
 ]
 WITHOUT_SQUAD = [
     [SQUAD, "--passages", "4"],
@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of the files of questions")
     parser.add_argument("--without-squad", type=Path, help="an adapter that was trained on everything but SQuAD")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--batch-tokens", default="300000")
+    parser.add_argument("--batch-tokens", default="60000")
+    parser.add_argument("--jobs", type=int, default=2, help="at a time on each GPU")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
@@ -75,7 +76,7 @@ def main() -> None:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     gpus = visible.split(",") if torch.cuda.is_available() else [None]
-    threads = [threading.Thread(target=work, args=(gpu, jobs, waiting, args, keep)) for gpu in gpus]
+    threads = [threading.Thread(target=work, args=(gpu, jobs, waiting, args, keep)) for gpu in gpus * args.jobs]
     for thread in threads:
         thread.start()
     for thread in threads:

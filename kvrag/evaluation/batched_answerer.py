@@ -17,6 +17,8 @@ from kvrag.training.examples import Grower
 
 __all__ = ["BatchedAnswerer"]
 
+_TAIL = 16  # tokens of a prompt that is one text
+
 
 class BatchedAnswerer:
     """Lays cases out as training does; every passage has its packet, encoded in the same pass.
@@ -61,8 +63,10 @@ class BatchedAnswerer:
     def _tree(self, case: Case, strategy: Strategy, given: tuple[int, ...]) -> PromptTree:
         if strategy.matches:
             *trunk, tail = self._grower.segments(FilledPrompt(case.prompt, case.spans))
-        else:
-            *trunk, tail = segment_prompt(case.prompt, [], self._model.tokenizer)
+        else:  # what stands in the trunk needs no mask
+            (whole,) = segment_prompt(case.prompt, [], self._model.tokenizer)
+            first = max(0, len(whole.ids) - _TAIL)
+            trunk, tail = [TextSegment(whole.ids[:first], 0, 0)] if first else [], TextSegment(whole.ids[first:], 0, 0)
         assert isinstance(tail, TextSegment)
         return PromptTree(tuple(trunk), (Branch(tail.ids, given),))
 
