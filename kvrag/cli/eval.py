@@ -67,6 +67,7 @@ def quality(
     check_folders(out, chart)
     if dtype not in _DTYPES:
         raise SettingsError(f"expected a dtype out of {', '.join(_DTYPES)}, found {dtype!r}")
+    sets = [load_set(source, limit, seed) for source in dict.fromkeys(data)]  # before what takes seconds to import
     with quiet(), ExitStack() as stack:
         from kvrag.cli.prompts import find_template
         from kvrag.engine import PacketEngine
@@ -86,7 +87,6 @@ def quality(
             check_plotting()
         compared = methods_from_names([name.strip() for name in methods.split(",") if name.strip()])
         templates = [find_template(name) for name in dict.fromkeys(template or ["llama-index-compact"])]
-        sets = [load_set(source, limit, seed) for source in dict.fromkeys(data)]
         with Console(stderr=True).status("loading the model"):
             folder = stack.enter_context(TemporaryDirectory(prefix="kvrag-eval-"))
             loaded = open_model(model, device, dtype)

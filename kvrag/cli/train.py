@@ -24,13 +24,11 @@ from kvrag.cli.training_options import (
     OutOption,
     PassagesOption,
     PatienceOption,
-    PreambleOption,
     QuestionsOption,
     RateOption,
     SeedOption,
     StepsOption,
     TemplateOption,
-    read_preamble,
     training_settings,
 )
 from kvrag.cli.training_run import start_training, tell
@@ -65,10 +63,10 @@ def adapter(
         int, typer.Option("--writer-rank", min=0, max=1024, help="LoRA while chunks are encoded.")
     ] = 16,
     sink: Annotated[int, typer.Option("--sink", min=0, max=16, help="Tokens a chunk is encoded behind, dropped.")] = 1,
-    preamble: PreambleOption = None,
     question_tokens: Annotated[
         int, typer.Option("--question-tokens", min=0, help="At the end of questions, learnt from like answers.")
     ] = 24,
+    labels: Annotated[float, typer.Option("--labels", min=0, help="Weight of given answers beside the teacher.")] = 0.0,
     answers: AnswersOption = "teacher",
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
@@ -98,6 +96,8 @@ def adapter(
     """
     if stored is None and not data:
         raise SettingsError("expected --data with what to train on, or --from with a store of packets, found neither")
+    if labels and answers != "given":
+        raise SettingsError("expected --answers given with --labels, found answers of the teacher; give both or neither")
     of_store = {} if data else {"longer_chunks": 0.0, "metadata": 0.0}  # its chunks are as long as they will be
     settings = training_settings(
         **of_store,
@@ -114,15 +114,13 @@ def adapter(
         cuda_graphs=cuda_graphs,
         seed=seed,
     )
-    before = read_preamble(preamble)
     with quiet():
         from kvrag.training import AdapterShape, AdapterTask
 
-        parts = {"header": soft, "trailer": soft, "link": link, "writer_rank": writer_rank, "sink": sink}
-        shape = AdapterShape(**parts, preamble=before)
+        shape = AdapterShape(header=soft, trailer=soft, link=link, writer_rank=writer_rank, sink=sink)
         result = start_training(
-            lambda opened: AdapterTask(opened, shape, seed, question_tokens),
-            {"shape": shape.model_dump(), "question_tokens": question_tokens},
+            lambda opened: AdapterTask(opened, shape, seed, question_tokens, labels),
+            {"shape": shape.model_dump(), "question_tokens": question_tokens, "labels": labels},
             data=data or [],
             stored=stored,
             namespace=namespace,
@@ -151,7 +149,6 @@ def reader(
         Pattern, typer.Option("--pattern", help="How else than with full attention chunks are read in training.")
     ] = Pattern.bare,
     share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the loss, taken with that pattern.")] = 0.5,
-    preamble: PreambleOption = None,
     agreement: Annotated[float, typer.Option("--agreement", min=0, help="Weight of what both ways differ by.")] = 0.0,
     steps: StepsOption = 1500,
     contexts: ContextsOption = 16,
@@ -189,14 +186,13 @@ def reader(
         cuda_graphs=cuda_graphs,
         seed=seed,
     )
-    before = read_preamble(preamble)
     with quiet():
         from kvrag.training import BARE, KVLINK, AdapterShape, ReaderTask
 
         if agreement and pattern is Pattern.full:
             raise SettingsError("expected a --pattern to agree with for --agreement, found full, which is one way only")
         shapes = {Pattern.bare: BARE, Pattern.kvlink: KVLINK, Pattern.kv_packet: AdapterShape()}
-        shape = shapes.get(pattern, BARE).model_copy(update={"preamble": before})
+        shape = shapes.get(pattern, BARE)
         part = share if pattern in shapes else 0.0
         described = {"pattern": pattern.value, "share": part, "agreement": agreement}
         result = start_training(

@@ -26,13 +26,11 @@ __all__ = [
     "OutOption",
     "PassagesOption",
     "PatienceOption",
-    "PreambleOption",
     "QuestionsOption",
     "RateOption",
     "SeedOption",
     "StepsOption",
     "TemplateOption",
-    "read_preamble",
     "training_settings",
 ]
 
@@ -53,10 +51,6 @@ TemplateOption = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
 ContextsOption = Annotated[int, typer.Option("--contexts", min=1, help="Prompts a step, over all GPUs.")]
-PreambleOption = Annotated[
-    Path | None,
-    typer.Option("--preamble", help="Text file: a passage that chunks are encoded behind, and that is left out."),
-]
 QuestionsOption = Annotated[int, typer.Option("--questions", min=1, help="About each context, at most.")]
 PassagesOption = Annotated[str, typer.Option("--passages", help="Of a context: a number, or a range such as 1-12.")]
 RateOption = Annotated[float, typer.Option("--rate", help="Highest learning rate of low-rank matrices.")]
@@ -75,23 +69,6 @@ GraphsOption = Annotated[
 AuthorOption = Annotated[
     str, typer.Option("--author", help="Model that writes questions about bare texts. Default: the one trained for.")
 ]
-
-
-def read_preamble(path: Path | None) -> str:
-    """The text of a preamble's file; none without one.
-
-    Raises:
-        SettingsError: there is no text in it.
-    """
-    if path is None:
-        return ""
-    try:
-        text = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"expected a text file in UTF-8 for --preamble, found: {error}") from error
-    if not text:
-        raise SettingsError(f"expected a passage in {path} for --preamble, found an empty file")
-    return text
 
 
 def training_settings(*, passages: str, **values: Any) -> "TrainingSettings":

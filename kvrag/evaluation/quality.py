@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from kvrag.evaluation.answering import Answered, Answerer
@@ -108,9 +108,12 @@ def measure(
         answerer: who answers by a strategy.
         seed: of the resampling.
         batch_tokens: rows of prompts and answers that are kept in memory together.
-        seconds: after which no other batch is begun; rows then count the questions that were answered by all methods.
+        seconds: after which no other batch is begun; rows then count the questions that were answered by all methods, the
+            first ones. Without it the longest prompts come first, so that what has no room in memory fails at once.
         advance: hears of every answer.
     """
+    if seconds == math.inf:  # prompts of like length leave little to fill up
+        cases = replace(cases, cases=tuple(sorted(cases.cases, key=lambda case: -case.rows)))
     found: dict[str, list[Score]] = {name: [] for name in methods}
     end = time.monotonic() + seconds
     for batch in in_batches(cases.cases, batch_tokens):

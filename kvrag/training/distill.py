@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from kvrag.adapter import Adapter
 from kvrag.batched import compute_rows, writing
@@ -36,32 +36,40 @@ class AdapterTask(Task):
         seed: of the writer.
         question_tokens: at the end of every question that are predicted too; they say more often than short answers
             do what a packet has to tell.
+        labels: weight of the answers' own likelihood beside the divergence: packets then learn the task as well, which
+            the teacher is not the best at.
 
     Raises:
         TrainingError: the adapter would have no parts.
     """
 
-    def __init__(self, model: LanguageModel, shape: AdapterShape, seed: int = 0, question_tokens: int = 0) -> None:
+    def __init__(
+        self, model: LanguageModel, shape: AdapterShape, seed: int = 0, question_tokens: int = 0, labels: float = 0.0
+    ) -> None:
         super().__init__(model)
         if not any((shape.header, shape.trailer, shape.link, shape.writer_rank)):
             raise TrainingError("expected an adapter with at least one part, found soft 0, link 0 and writer rank 0")
         self.strategy = KVPacket()
-        self._question_tokens = question_tokens
+        self._question_tokens, self._labels = question_tokens, labels
         self._parts = AdapterParts(model, shape, seed)
         self.parameters, self.soft = self._parts.parameters, self._parts.soft
         self.writer, self.placeholder = self._parts.writer, self._parts.placeholder
 
     @contextmanager
     def loss(self, batch: Batch) -> Iterator[torch.Tensor]:
-        """KL(teacher || student) over the whole vocabulary, summed over the answer tokens."""
+        """KL(teacher || student) over the whole vocabulary, summed over the answer tokens, and what labels add."""
         assert batch.student is not None
         with torch.no_grad():
             wanted, _ = compute_rows(self.model, batch.teacher, None, batch.teacher.answer_rows)
             wanted = log_softmax(wanted.float(), -1)
         with writing(self.model, self._parts.writer_on(self.model.device, self.model.dtype), batch.student):
-            logits = self.logits(batch.student)
-            each = kl_div(log_softmax(logits.float(), -1), wanted, log_target=True, reduction="none").sum(-1)
-            yield (each * (batch.teacher.answer_ids != NO_ANSWER)).sum()
+            logits = self.logits(batch.student).float()
+            each = kl_div(log_softmax(logits, -1), wanted, log_target=True, reduction="none").sum(-1)
+            loss = (each * (batch.teacher.answer_ids != NO_ANSWER)).sum()
+            if self._labels:
+                labels = _without_questions(batch.student, self._question_tokens)
+                loss = loss + self._labels * cross_entropy(logits, labels, ignore_index=NO_ANSWER, reduction="sum")
+            yield loss
 
     def pack(self, prompts: Sequence[PromptTree], sizes: BatchSizes | None = None) -> Batch:
         """Lay prompts out for teacher and student, ends of questions among what is to be predicted."""
@@ -98,3 +106,12 @@ def _asking(branch: Branch, count: int) -> Branch:
     """The branch with the last tokens in front of its answer, if it has one, moved into the answer."""
     first = max(1, len(branch.ids) - count)
     return Branch(branch.ids[:first], (*branch.ids[first:], *branch.answer)) if branch.answer else branch
+
+
+def _without_questions(rows: PackedRows, count: int) -> torch.Tensor:
+    """`answer_ids` `[A]` without the first `count` of every branch, which `_asking` took from its question."""
+    place = torch.arange(len(rows.answer_ids), device=rows.answer_ids.device)
+    begins = torch.ones_like(place, dtype=torch.bool)
+    begins[1:] = rows.answer_branch[1:] != rows.answer_branch[:-1]
+    first = torch.where(begins, place, 0).cummax(0).values
+    return rows.answer_ids.masked_fill(place - first < count, NO_ANSWER)

@@ -35,8 +35,6 @@ class AdapterShape(BaseModel):
         writer_rank: of the LoRA that is on while chunks are encoded; 0 is none.
         sink: tokens of a prompt's beginning that chunks are encoded behind and packets leave out: what every prompt
             begins with draws attention that no chunk should draw.
-        preamble: text that chunks are encoded behind instead, as a prompt that begins with it, and that packets leave
-            out too. A passage of any subject lets a chunk be what most chunks of a prompt are: not the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +44,6 @@ class AdapterShape(BaseModel):
     link: int = Field(default=0, ge=0, le=256)
     writer_rank: int = Field(default=16, ge=0, le=1024)
     sink: int = Field(default=1, ge=0, le=16)
-    preamble: str = ""
 
     def count(self, part: str) -> int:
         """Soft tokens of a part."""
@@ -61,9 +58,6 @@ class AdapterParts:
         shape: of the adapter.
         seed: of the writer.
 
-    Raises:
-        TrainingError: the preamble is too long.
-
     Attributes:
         parameters: by the names they have in an adapter file.
         soft: names of the soft tokens among them.
@@ -74,8 +68,7 @@ class AdapterParts:
 
     def __init__(self, model: LanguageModel, shape: AdapterShape, seed: int = 0) -> None:
         self._model = model
-        self.sink = _behind(model, shape.preamble) if shape.preamble else model.prompt_beginning(shape.sink)
-        self._renewed = bool(shape.preamble)
+        self.sink = model.prompt_beginning(shape.sink)
         self.writer: Writer | None = None
         self.parameters = {
             part: torch.nn.Parameter(_beginning(model, part, shape.count(part)))
@@ -103,15 +96,15 @@ class AdapterParts:
         return Adapter(self._header(identity, trained_on), rounded)
 
     def check(self, adapter: Adapter, where: str) -> None:
-        """Refuse to begin from an adapter whose chunks are encoded behind something else, but for a preamble.
+        """Refuse to begin from an adapter whose chunks are encoded behind something else.
 
         Raises:
-            TrainingError: its sink is another one.
+            TrainingError: its sink is of another length.
         """
-        if adapter.header.sink != self.sink and not self._renewed:
+        if adapter.header.sink != self.sink:
             raise TrainingError(
                 f"expected an adapter with a sink of {len(self.sink)} tokens in {where}, found one of "
-                f"{len(adapter.header.sink)}; give the --sink that it was trained with, or a --preamble"
+                f"{len(adapter.header.sink)}; give the --sink that it was trained with"
             )
 
     def _embedded(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -125,17 +118,6 @@ class AdapterParts:
             writer_scale=_SCALE,
             sink=self.sink,
         )
-
-
-def _behind(model: LanguageModel, preamble: str) -> tuple[int, ...]:
-    """The ids of a prompt whose message begins with a preamble, up to a chunk behind it."""
-    ids = model.framing.begin(f"{model.framing.opening}{preamble.strip()}\n\n")
-    if 2 * len(ids) > model.max_positions:
-        raise TrainingError(
-            f"expected a preamble of at most half of the context window of {model.name}, {model.max_positions} tokens, "
-            f"found {len(ids)}; a paragraph will do"
-        )
-    return ids
 
 
 def _beginning(model: LanguageModel, part: str, count: int) -> torch.Tensor:

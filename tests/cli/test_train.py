@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvrag import PacketEngine, PacketStore
-from kvrag.adapter import Adapter
 from kvrag.model import LanguageModel
-from kvrag.strategies import KVPacket
 from tests.cli.collections_of_files import BELLS, BOXES, BREAD, GOATS, LAMPS
 from tests.cli.test_errors import assert_fails
 
@@ -53,7 +51,7 @@ def test_an_adapter_is_trained_and_answers(train, model):
     assert 0 < told["held_out_loss"] < 50
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     run = json.loads((out / "run.json").read_text())
-    assert run["shape"] == {"header": 2, "trailer": 2, "link": 1, "writer_rank": 2, "sink": 1, "preamble": ""}
+    assert run["shape"] == {"header": 2, "trailer": 2, "link": 1, "writer_rank": 2, "sink": 1}
     assert (run["templates"], run["data"]["harbour"]) == (["raw"], {"questions": 10, "share": 1.0})
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
@@ -285,38 +283,14 @@ def test_a_reader_is_not_trained_on_its_own_answers(train, tmp_path):
     assert_fails_after_loading(result, 1, "expected questions with answers to train a reader on, found none in texts")
 
 
+def test_labels_are_given_answers(train):
+    result = train("adapter", *ADAPTER, "--labels", 0.5)
+    assert_fails(result, 2, "expected --answers given with --labels")
+    assert train("adapter", *ADAPTER, "--labels", 0.5, "--answers", "given").exit_code == 0
+    assert json.loads(Path("out/run.json").read_text())["labels"] == 0.5
+
+
 def test_an_adapter_with_another_sink_is_no_beginning(train):
     assert train("adapter", *ADAPTER, "--sink", 0).exit_code == 0
     result = train("adapter", *ADAPTER, "--init", "out/adapter.safetensors", "--out", "second")
     assert_fails_after_loading(result, 1, "give the --sink that it was trained with")
-
-
-def test_chunks_are_encoded_behind_a_preamble(train, model):
-    """The passage is in front of every chunk that is encoded, as a message's beginning, and in no packet."""
-    passage = "The ferry to the outer island leaves twice a day, and never in a storm."
-    Path("before.txt").write_text(f"\n{passage}\n")
-    assert train("adapter", *ADAPTER).exit_code == 0
-    result = train(
-        "adapter", *ADAPTER, "--preamble", "before.txt", "--init", "out/adapter.safetensors", "--out", "second"
-    )
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(Path("second/run.json").read_text())["shape"]["preamble"] == passage
-    opened = LanguageModel.from_pretrained(model, device="cpu", dtype="float32")
-    adapter = Adapter.load("second/adapter.safetensors")
-    assert opened.tokenizer.decode(adapter.header.sink).endswith(f"{passage}\n\n")
-    recipe = KVPacket().recipe(adapter)
-    assert (recipe.ids_before, recipe.dropped) == (adapter.header.sink, len(adapter.header.sink))
-    reader = train("reader", "--rank", 2, "--pattern", "kv-packet", "--preamble", "before.txt", "--out", "third")
-    assert reader.exit_code == 0, reader.stderr
-    assert Adapter.load("third/adapter.safetensors").header.sink == adapter.header.sink
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "told"),
-    [(None, 2, "--preamble"), (" \n", 2, "empty file"), ("boat " * 3000, 1, "half of the context window")],
-)
-def test_a_preamble_that_is_none(text, code, told, train):
-    if text is not None:
-        Path("before.txt").write_text(text)
-    result = train("adapter", *ADAPTER, "--preamble", "before.txt")
-    assert (result.exit_code, told in " ".join(result.stderr.split())) == (code, True), result.stderr

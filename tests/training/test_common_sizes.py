@@ -20,6 +20,7 @@ from tests.training.toy_runs import EVERYTHING, toy_questions, toy_settings
 
 TASKS = {
     "adapter": lambda model: AdapterTask(model, EVERYTHING, question_tokens=3),
+    "labels": lambda model: AdapterTask(model, EVERYTHING, question_tokens=3, labels=0.5),
     "reader": lambda model: ReaderTask(model, rank=4),
     "bare": lambda model: ReaderTask(model, rank=4, share=0.5),
     "packets": lambda model: ReaderTask(model, rank=4, share=0.5, shape=EVERYTHING),

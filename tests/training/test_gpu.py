@@ -20,6 +20,7 @@ pytestmark = [
 ]
 TASKS = {
     "adapter": lambda model: AdapterTask(model, EVERYTHING, question_tokens=3),
+    "labels": lambda model: AdapterTask(model, EVERYTHING, question_tokens=3, labels=0.5),
     "reader": lambda model: ReaderTask(model, rank=4, share=0.5),
     "packets": lambda model: ReaderTask(model, rank=4, share=0.5, shape=EVERYTHING),
 }

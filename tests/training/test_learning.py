@@ -5,6 +5,9 @@ import torch
 
 from kvrag.adapter import Adapter
 from kvrag.errors import TrainingError
+from kvrag.packed_rows import Branch, PromptTree
+from kvrag.packet import PacketKey
+from kvrag.prompt import PacketSegment, TextSegment
 from kvrag.qa.prompt_template import PromptTemplate
 from kvrag.training import AdapterShape, AdapterTask
 
@@ -98,6 +101,21 @@ def test_an_adapter_may_begin_as_that_of_another_reader(new_model, tmp_path):
     other.begin_from(first.path)
     assert equal(values(other), {name: t.bfloat16().float() for name, t in first.trained.values.items()})
     assert other.adapter(values(other)).header.weights == other.model.identity.weights
+
+
+def test_labels_add_the_likelihood_of_the_answers_and_of_nothing_else(tiny):
+    """Not that of the ends of questions, which are predicted too."""
+    branches = (Branch((3, 4, 5, 6, 7), (8, 9)), Branch((3, 4, 5, 10), (11, 12, 13)))
+    tree = PromptTree((TextSegment((1, 2), 0, 0), PacketSegment(PacketKey("k"), (20, 21, 22), 0, 0)), branches)
+    plain, labelled = (AdapterTask(tiny, EVERYTHING, question_tokens=2, labels=weight) for weight in (0.0, 0.25))
+    batch = labelled.pack([tree, tree])
+    with torch.no_grad(), plain.loss(batch) as alike, labelled.loss(batch) as both:
+        logits = labelled.logits(batch.student)
+    ids = batch.student.answer_ids.tolist()
+    assert ids == 2 * [6, 7, 8, 9, 5, 10, 11, 12, 13]
+    likely = logits.log_softmax(-1)[torch.arange(len(ids)), ids]
+    of_answers = sum(likely[i] for i in (2, 3, 6, 7, 8, 11, 12, 15, 16, 17))
+    assert both.item() == pytest.approx(alike.item() - 0.25 * of_answers.item(), rel=1e-5)
 
 
 def test_an_adapter_without_parts_is_refused(tiny):

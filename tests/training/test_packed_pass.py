@@ -17,16 +17,14 @@ from kvrag.prompt import TextSegment
 from kvrag.qa import Context, Question
 from kvrag.qa.templates import TEMPLATES
 from kvrag.strategies import FullRecompute, KVPacket, NoRecompute
-from kvrag.training import AdapterShape
 from kvrag.training.examples import Grower, micro_batches
-from kvrag.training.parts import AdapterParts
 from tests.conftest import CHUNKS
 
 QUESTIONS = ("How many goats?", "When does the last boat leave, and from where does it leave?", "Why?")
 PLAIN = [t for t in TEMPLATES if t.name in ("chat", "raw", "numbered", "system-context")]
 
 
-def make_adapter(model, *, header=3, trailer=2, link=0, rank=0, sink=0, preamble="", seed=0) -> Adapter:
+def make_adapter(model, *, header=3, trailer=2, link=0, rank=0, sink=0, seed=0) -> Adapter:
     rng = torch.Generator().manual_seed(seed)
     tensors = {
         name: 0.3 * torch.randn(count, model.hidden_size, generator=rng)
@@ -38,8 +36,7 @@ def make_adapter(model, *, header=3, trailer=2, link=0, rank=0, sink=0, preamble
             tensors[f"writer.{path}.lora_A.weight"] = 0.2 * torch.randn(rank, module.in_features, generator=rng)
             tensors[f"writer.{path}.lora_B.weight"] = 0.2 * torch.randn(module.out_features, rank, generator=rng)
     identity = model.identity
-    before = AdapterParts(model, AdapterShape(sink=sink, preamble=preamble)).sink
-    told = {"weights": identity.weights, "config": identity.config, "sink": before}
+    told = {"weights": identity.weights, "config": identity.config, "sink": model.prompt_beginning(sink)}
     return Adapter(AdapterHeader(**told, writer_scale=1.5), tensors)
 
 
@@ -75,7 +72,6 @@ FORMS = {
     "links": {"link": 2},
     "writer": {"header": 0, "trailer": 0, "rank": 3},
     "sink": {"sink": 2},
-    "preamble": {"header": 1, "trailer": 0, "preamble": CHUNKS[0]},
     "everything": {"link": 2, "rank": 3, "sink": 1},
 }
 
