@@ -97,7 +97,7 @@ def adapter(
     if stored is None and not data:
         raise SettingsError("expected --data with what to train on, or --from with a store of packets, found neither")
     if labels and answers != "given":
-        raise SettingsError("expected --answers given with --labels, found answers of the teacher; give both or neither")
+        raise SettingsError("expected --answers given with --labels, found the teacher's answers; give both or neither")
     of_store = {} if data else {"longer_chunks": 0.0, "metadata": 0.0}  # its chunks are as long as they will be
     settings = training_settings(
         **of_store,

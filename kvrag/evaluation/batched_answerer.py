@@ -63,11 +63,11 @@ class BatchedAnswerer:
     def _tree(self, case: Case, strategy: Strategy, given: tuple[int, ...]) -> PromptTree:
         if strategy.matches:
             *trunk, tail = self._grower.segments(FilledPrompt(case.prompt, case.spans))
-        else:  # what stands in the trunk needs no mask
-            (whole,) = segment_prompt(case.prompt, [], self._model.tokenizer)
-            first = max(0, len(whole.ids) - _TAIL)
-            trunk, tail = [TextSegment(whole.ids[:first], 0, 0)] if first else [], TextSegment(whole.ids[first:], 0, 0)
+        else:
+            *trunk, tail = segment_prompt(case.prompt, [], self._model.tokenizer)
         assert isinstance(tail, TextSegment)
+        if not trunk and len(tail.ids) > _TAIL:  # rows of a trunk that is computed whole need no mask
+            trunk, tail = [TextSegment(tail.ids[:-_TAIL], 0, 0)], TextSegment(tail.ids[-_TAIL:], 0, 0)
         return PromptTree(tuple(trunk), (Branch(tail.ids, given),))
 
     def _text(self, tree: PromptTree, tokens: Sequence[int]) -> str:

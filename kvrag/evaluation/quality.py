@@ -108,8 +108,8 @@ def measure(
         answerer: who answers by a strategy.
         seed: of the resampling.
         batch_tokens: rows of prompts and answers that are kept in memory together.
-        seconds: after which no other batch is begun; rows then count the questions that were answered by all methods, the
-            first ones. Without it the longest prompts come first, so that what has no room in memory fails at once.
+        seconds: after which no other batch is begun; rows then count the questions that were answered by all methods.
+            Without it the longest prompts come first, so that what has no room in memory fails at once.
         advance: hears of every answer.
     """
     if seconds == math.inf:  # prompts of like length leave little to fill up
