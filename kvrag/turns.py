@@ -1,6 +1,7 @@
 """One model, many users: they compute in turn, and the last one leaves it as the first one found it."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,16 +18,22 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._next = self._serving = 0
+        self._line: deque[object] = deque()  # whose turn it is, then those who wait
 
     def __enter__(self) -> None:
+        ticket = object()
         with self._changed:
-            ticket, self._next = self._next, self._next + 1
-            self._changed.wait_for(lambda: self._serving == ticket)
+            self._line.append(ticket)
+            try:
+                self._changed.wait_for(lambda: self._line[0] is ticket)
+            except BaseException:  # an interrupt, say: nobody may wait for who has left
+                self._line.remove(ticket)
+                self._changed.notify_all()
+                raise
 
     def __exit__(self, *exc: object) -> None:
         with self._changed:
-            self._serving += 1
+            self._line.popleft()
             self._changed.notify_all()
 
 

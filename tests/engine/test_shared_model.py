@@ -106,7 +106,7 @@ def test_turns_come_in_the_order_they_were_asked_for():
         waiting = [threading.Thread(target=wait, args=(name,)) for name in range(5)]
         for number, thread in enumerate(waiting):
             thread.start()
-            while turns._next < number + 2:
+            while len(turns._line) < number + 2:
                 time.sleep(0.001)
     with turns:  # asked last
         assert served == [0, 1, 2, 3, 4]
@@ -120,3 +120,24 @@ def test_a_turn_ends_with_an_error():
         raise ZeroDivisionError
     with turns:
         pass
+
+
+def test_nobody_waits_for_one_who_was_interrupted():
+    turns, came = Turns(), threading.Event()
+
+    def take_a_turn():
+        with turns:
+            came.set()
+
+    class Interrupted(threading.Condition):
+        def wait_for(self, predicate, timeout=None):
+            raise KeyboardInterrupt
+
+    with turns:
+        usual, turns._changed = turns._changed, Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            turns.__enter__()
+        turns._changed = usual
+        behind = threading.Thread(target=take_a_turn, daemon=True)
+        behind.start()
+    assert came.wait(10)
