@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from kvrag import PacketEngine, PacketStore
 from kvrag.attach import ComputedStates, Extent
+from kvrag.bench.baselines import over_cache
 from kvrag.demo.collection import load_questions, load_sections
 from kvrag.model import LanguageModel, Rows
 from kvrag.plan import plan_lane
@@ -126,11 +127,12 @@ def forward(engine: PacketEngine, chunks: int, runs: int) -> list[dict]:
     def over_dynamic_cache(rows=ids, at=positions):
         with torch.inference_mode():
             mask = torch.ones(1, held.shape[3] + len(rows), dtype=torch.long)
-            model._model(
-                torch.tensor([rows]),
+            over_cache(
+                model.transformers_model,
+                cache,
+                input_ids=torch.tensor([rows]),
                 position_ids=torch.tensor([at]),
                 attention_mask=mask,
-                past_key_values=cache,
                 logits_to_keep=1,
             )
         cache.crop(-len(rows))

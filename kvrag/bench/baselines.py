@@ -1,11 +1,14 @@
 """What packets replace: reading everything, and copying what was read into a cache of the request's own."""
 
+import inspect
+from typing import Any
+
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from kvrag.bench.prompts import RandomPrompt
 
-__all__ = ["copied_cache", "full_prefill"]
+__all__ = ["copied_cache", "full_prefill", "over_cache"]
 
 
 @torch.inference_mode()
@@ -41,10 +44,16 @@ def copied_cache(prompt: RandomPrompt, on_device: list[torch.Tensor]) -> int:
         cache.update(_rotated(keys, cos, sin)[None], values[None], layer)
     ids = torch.tensor([prompt.question], device=model.device)
     positions = torch.arange(prompt.context, prompt.context + ids.shape[1], device=model.device)[None]
-    found = model.transformers_model(
-        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+    found = over_cache(
+        model.transformers_model, cache, input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1
     )
     return int(found.logits[0, -1].argmax())
+
+
+def over_cache(model: PreTrainedModel, cache: DynamicCache, **inputs: Any) -> Any:
+    """What a model returns over a ready cache, which transformers takes under another name since 5.24."""
+    names = inspect.signature(model.forward).parameters
+    return model(**inputs, **{"cache" if "cache" in names else "past_key_values": cache})
 
 
 def _rotated(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

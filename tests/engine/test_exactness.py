@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from kvrag.adapter import Adapter, AdapterHeader
 from kvrag.attach import ComputedStates, Extent
+from kvrag.bench.baselines import over_cache
 from kvrag.builder import encode_batch, tokenize_chunk
 from kvrag.model import Rows
 from kvrag.packet import digest_fields
@@ -122,9 +123,9 @@ def test_zero_copy_equals_copy_and_rerotate(exact):
     seen = torch.tensor([[k <= p for k in [*key_positions, *positions]] for p in positions])
     mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)[None, None]
     with torch.no_grad():
-        copied = model._model(
-            torch.tensor([rows]), past_key_values=cache, position_ids=torch.tensor([positions]), attention_mask=mask
-        ).logits[0, -1]
+        ids, places = torch.tensor([rows]), torch.tensor([positions])
+        over = over_cache(model.transformers_model, cache, input_ids=ids, position_ids=places, attention_mask=mask)
+    copied = over.logits[0, -1]
     assert held == sum(p.tokens for p in prepared.packets.values())
     close(attached, copied)
 

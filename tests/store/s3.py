@@ -5,7 +5,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -35,6 +35,7 @@ class S3:
         self.let_go = threading.Event()
         self._moto = port
         self._counting = threading.Lock()
+        self._replacing = threading.Lock()  # moto closes an object that is replaced while its own answer still reads it
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -97,11 +98,12 @@ class S3:
                 if fault in ("unavailable", "refused"):
                     self.answer(503 if fault == "unavailable" else 403, {}, b"")
                     return
-                connection = http.client.HTTPConnection("127.0.0.1", s3._moto)
-                connection.request(self.command, self.path, body, dict(self.headers.items()))
-                answer = connection.getresponse()
-                found = answer.read()
-                connection.close()
+                with s3._replacing if self.command == "PUT" else nullcontext():
+                    connection = http.client.HTTPConnection("127.0.0.1", s3._moto)
+                    connection.request(self.command, self.path, body, dict(self.headers.items()))
+                    answer = connection.getresponse()
+                    found = answer.read()
+                    connection.close()
                 if fault == "stalled" and not found:
                     s3.let_go.wait(30)
                 if fault == "wrong":
