@@ -89,6 +89,7 @@ class Completion:
         timings: milliseconds.
         model: its name.
         strategy: the reuse strategy's name.
+        fell_back: whether its fallback gave the answer, since packets left the model in doubt.
         loading: how its packets got into host memory.
     """
 
@@ -99,6 +100,7 @@ class Completion:
     timings: Timings
     model: str
     strategy: str
+    fell_back: bool = False
     loading: LoadReport = field(default_factory=LoadReport, compare=False)
 
 

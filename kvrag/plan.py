@@ -31,6 +31,8 @@ class Prepared:
         missed: known texts in it whose packets are not there.
         selection: of the packets' tokens that are computed anew; None attaches packets as they are.
         score_scale, merge_scale: of its packets, as the strategy has them.
+        confidence: least probability of the likeliest first token with which its answer is kept.
+        fallback: the prompt as it is computed otherwise; None keeps any answer.
     """
 
     segments: Sequence[Segment]
@@ -43,6 +45,8 @@ class Prepared:
     selection: Selection | None = None
     score_scale: float = 1.0
     merge_scale: float = 1.0
+    confidence: float = 0.0
+    fallback: "Prepared | None" = None
 
     @cached_property
     def tokens(self) -> int:
@@ -58,6 +62,10 @@ class Prepared:
     def token_ids(self) -> list[int]:
         """The prompt's token ids, those of packets included and soft tokens left out."""
         return [i for segment in self.segments if not isinstance(segment, SoftSegment) for i in segment.ids]
+
+    def in_doubt(self, logits: torch.Tensor) -> bool:
+        """Whether the fallback has to answer, by the logits `[vocab]` of the first token."""
+        return self.fallback is not None and float(logits.float().softmax(-1).max()) < self.confidence
 
     def length(self, segment: Segment) -> int:
         """Rows of a segment."""

@@ -149,4 +149,8 @@ def place_segments(
     unplaced = Prepared(arranged, (), packets, soft, chain, strategy.keeps_computed, selection=strategy.selection)
     starts = strategy.starts(arranged, [unplaced.length(segment) for segment in arranged])
     scales = {"score_scale": strategy.score_scale, "merge_scale": strategy.merge_scale}
-    return replace(unplaced, starts=starts, **scales)
+    placed = replace(unplaced, starts=starts, **scales)
+    if strategy.fallback is None or not any(isinstance(segment, PacketSegment) for segment in arranged):
+        return placed
+    fallback = place_segments(segments, strategy.fallback, adapter, packets, chain)
+    return replace(placed, confidence=strategy.confidence, fallback=fallback)

@@ -43,6 +43,7 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finished: bool = False
+    fell_back: bool = False
     _attach_ms: float = 0.0
     _first: float = 0.0
     _last: float = 0.0
@@ -62,7 +63,7 @@ class Request:
             ids = self.prepared.token_ids
             self._sampler = Sampler(self.sampling, ids, model.device)
             self._text = TextStream(model.tokenizer, ids, self.sampling.stop)
-            self._attach_ms = 1e3 * (time.perf_counter() - begin)
+            self._attach_ms += 1e3 * (time.perf_counter() - begin)
             return self.plan.rows
         position = self.prepared.end + len(self.tokens) - 1
         return Rows(self.plan.lane, self.tokens[-1:], [position])
@@ -73,7 +74,7 @@ class Request:
         return self._sampler is not None and self._sampler.takes_highest
 
     def accept(self, logits: torch.Tensor, highest: int, model: LanguageModel) -> None:
-        """Sample, deliver the new text and notice the end.
+        """Sample, deliver the new text and notice the end; or begin again, if packets leave the model in doubt.
 
         Args:
             logits: `[vocab]`.
@@ -82,6 +83,8 @@ class Request:
         """
         assert self._sampler is not None, "rows come before logits"
         assert self._text is not None
+        if not self.tokens and self.prepared.in_doubt(logits):
+            return self._fall_back()
         token = highest if self.takes_highest else self._sampler(logits)
         self.tokens.append(token)
         self._last = time.perf_counter()
@@ -103,6 +106,13 @@ class Request:
         """Deliver an error instead of an answer."""
         self._end()
         self.delivery.put(error)
+
+    def _fall_back(self) -> None:
+        """Nothing has been delivered yet, so the prompt is planned anew, as its fallback."""
+        assert self.plan is not None
+        assert self.prepared.fallback is not None
+        self.plan.release()
+        self.prepared, self.plan, self.fell_back = self.prepared.fallback, None, True
 
     def _end(self) -> None:
         self.finished = True
@@ -132,5 +142,6 @@ class Request:
             ),
             model=model.name,
             strategy=self.strategy,
+            fell_back=self.fell_back,
             loading=self.loading,
         )

@@ -104,5 +104,6 @@ def _metadata(completion: Completion, model: str) -> dict[str, Any]:
         "model_provider": PROVIDER,
         "finish_reason": completion.finish_reason,
         "strategy": completion.strategy,
+        "fell_back": completion.fell_back,
         "timings": asdict(completion.timings),
     }

@@ -68,6 +68,7 @@ def _accounts(completion: Completion | None) -> dict[str, Any]:
     raw = {
         "model": completion.model,
         "strategy": completion.strategy,
+        "fell_back": completion.fell_back,
         "finish_reason": completion.finish_reason,
         "usage": counts | {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}},
         "timings": asdict(completion.timings),

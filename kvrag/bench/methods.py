@@ -71,8 +71,14 @@ def measure_method_times(
         runs: of each method, besides two that do not count.
 
     Raises:
-        SettingsError: the prompt does not fit into the model's window.
+        SettingsError: the prompt does not fit into the model's window, or a method falls back where answers are
+            doubtful, as all of random weights are.
     """
+    if doubting := [name for name, strategy in methods.items() if strategy.fallback is not None]:
+        raise SettingsError(
+            f"expected methods that take the same time for every answer, found {doubting[0]}, "
+            "which falls back in doubt, and random weights are never sure"
+        )
     by_recipe: dict[Recipe, RandomPrompt] = {}
     prepared: dict[str, Prepared] = {}
     for name, strategy in methods.items():

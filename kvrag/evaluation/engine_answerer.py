@@ -68,8 +68,7 @@ def _answer(
     """Prompts get a pass each, the tokens of all answers go side by side."""
     cases = [_Case(model, prompt, limit) for prompt in prepared]
     for case in cases:
-        case.logits.append(model.forward([case.plan.rows])[0])
-        case.prompt_rows = case.plan.lane.length
+        case.read_prompt(model)
     answering = cases
     while answering:
         for case in answering:
@@ -87,7 +86,7 @@ def _answer(
             _text(model, case.plan.prepared, case.own),
             torch.stack(case.logits),
             case.plan.prepared.tokens,
-            case.plan.computed,
+            case.computed,
         )
         for case in cases
     ]
@@ -98,6 +97,7 @@ class _Case:
 
     Attributes:
         plan: of the prompt.
+        computed: rows that went through the model before the first token.
         own: tokens of the answer.
         logits: behind the prompt, and behind every token in the lane that follows it.
         prompt_rows: rows of the lane's own that belong to the prompt.
@@ -105,9 +105,22 @@ class _Case:
 
     def __init__(self, model: LanguageModel, prepared: Prepared, limit: int) -> None:
         self.plan = plan_lane(model, prepared, ComputedStates(0), limit)
+        self._limit = limit
+        self.computed = 0.0
         self.own: list[int] = []
         self.logits: list[torch.Tensor] = []
         self.prompt_rows = 0
+
+    def read_prompt(self, model: LanguageModel) -> None:
+        """Compute what is left of it, and all of its fallback if that is in doubt."""
+        logits = model.forward([self.plan.rows])[0]
+        self.computed += self.plan.computed
+        fallback = self.plan.prepared.fallback
+        if fallback is not None and self.plan.prepared.in_doubt(logits):
+            self.plan = plan_lane(model, fallback, ComputedStates(0), self._limit)
+            return self.read_prompt(model)
+        self.logits.append(logits)
+        self.prompt_rows = self.plan.lane.length
 
     def forget(self, given: Sequence[int]) -> Sequence[int]:
         """Go back to where the own answer and a given one part; what is left of the given one, its end left out."""

@@ -46,6 +46,16 @@ class Strategy(ABC):
         return None
 
     @property
+    def confidence(self) -> float:
+        """The least probability of an answer's likeliest first token, below which `fallback` answers; 0 asks nobody."""
+        return 0.0
+
+    @property
+    def fallback(self) -> "Strategy | None":
+        """What answers a prompt, from the same packets or from none, where these packets leave the model in doubt."""
+        return None
+
+    @property
     def score_scale(self) -> float:
         """Multiplies the scores of packets' tokens, besides the softmax scaling: an inverse temperature."""
         return 1.0
@@ -58,7 +68,7 @@ class Strategy(ABC):
     @property
     def packs(self) -> bool:
         """Whether many prompts can be laid out in one pass of `kvrag.packing`, which attends to all rows alike."""
-        return self.selection is None and self.score_scale == self.merge_scale == 1.0
+        return self.selection is self.fallback is None and self.score_scale == self.merge_scale == 1.0
 
     def fitted(self, framing: Framing) -> Self:
         """The strategy for one model: tokens that it was described by are ids now. A fitted one stays as it is."""

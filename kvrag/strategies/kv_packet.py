@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kvrag.adapter import Adapter
@@ -8,6 +8,7 @@ from kvrag.prompt import PacketSegment, Segment, SoftSegment
 from kvrag.recompute import AskedFirst, Selection
 from kvrag.recompute.selection import check_share
 from kvrag.strategies.base import Strategy
+from kvrag.strategies.full_recompute import FullRecompute
 
 __all__ = ["KVPacket"]
 
@@ -27,20 +28,34 @@ class KVPacket(Strategy):
     (https://arxiv.org/abs/2602.02579), in a private copy of the packets. The adapter's soft tokens stay, and tokens are
     computed without its writer, since they see everything before them. That costs a second pass and is off by default.
 
+    With a confidence, packets are attached as they are, and only where the likeliest first token is less probable than
+    that, the prompt is answered once more: with that repair, or without one by full recompute over the same tokens. A
+    model that was misled by its packets is seldom sure of what it says first.
+
     Attributes:
         repair: share of the chunks' tokens that are computed anew.
+        confidence: least probability of the first token with which an answer from packets as they are is kept.
     """
 
     name: ClassVar[str] = "kv-packet"
     repair: float = 0.0
+    confidence: float = 0.0
 
     def __post_init__(self) -> None:
         check_share("repair", self.repair)
+        check_share("confidence", self.confidence)
 
     @property
     def selection(self) -> Selection | None:
         """The tokens that the question attends to, over all layers."""
-        return AskedFirst(self.repair) if self.repair else None
+        return AskedFirst(self.repair) if self.repair and not self.confidence else None
+
+    @property
+    def fallback(self) -> Strategy | None:
+        """Repair if there is one, or full recompute."""
+        if not self.confidence:
+            return None
+        return replace(self, confidence=0.0) if self.repair else FullRecompute(segmented=True)
 
     def recipe(self, adapter: Adapter | None) -> Recipe:
         """A chunk between as many soft tokens as the adapter has, with its writer if it has one."""
