@@ -21,8 +21,8 @@ from kvrag.loading.settings import Loading, loading_from
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
 from kvrag.packet import Scope
-from kvrag.plan import Prepared
 from kvrag.policy import policy_from_name
+from kvrag.prepared import Prepared
 from kvrag.probe import check_movable
 from kvrag.progress import progress_bar
 from kvrag.prompt import stripped

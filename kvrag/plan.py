@@ -3,75 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from kvrag_kernels.rerotate import rerotate
 
 from kvrag.attach import Block, ComputedStates, DevicePool, Extent, Lane, PoolHold
 from kvrag.model import LanguageModel, Rows
-from kvrag.packet import Packet, PacketKey, digest_fields
-from kvrag.prompt import PacketSegment, Segment, SoftSegment, TextSegment
-from kvrag.recompute import PromptLayout, Repair, Selection
+from kvrag.packet import PacketKey, digest_fields
+from kvrag.prepared import Prepared
+from kvrag.prompt import PacketSegment, SoftSegment, TextSegment
+from kvrag.recompute import PromptLayout, Repair
 
-__all__ = ["Plan", "Prepared", "plan_lane", "remember"]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prompt whose packets are in host memory; everything but the device's part is done.
-
-    Attributes:
-        segments: in the order of the prompt.
-        starts: the position of each segment.
-        packets: of the packet segments.
-        soft: embeddings `[n, hidden]` of the soft segments by name.
-        chain: digest of what the computed states depend on besides the segments.
-        keeps_computed: whether earlier states may be used and new ones kept.
-        missed: known texts in it whose packets are not there.
-        selection: of the packets' tokens that are computed anew; None attaches packets as they are.
-        score_scale, merge_scale: of its packets, as the strategy has them.
-        confidence: least probability of the likeliest first token with which its answer is kept.
-        fallback: the prompt as it is computed otherwise; None keeps any answer.
-    """
-
-    segments: Sequence[Segment]
-    starts: Sequence[int]
-    packets: Mapping[PacketKey, Packet]
-    soft: Mapping[str, torch.Tensor]
-    chain: str
-    keeps_computed: bool
-    missed: Mapping[PacketKey, str] = field(default_factory=dict)
-    selection: Selection | None = None
-    score_scale: float = 1.0
-    merge_scale: float = 1.0
-    confidence: float = 0.0
-    fallback: "Prepared | None" = None
-
-    @cached_property
-    def tokens(self) -> int:
-        """Number of rows of the prompt, attached and computed."""
-        return sum(self.length(segment) for segment in self.segments)
-
-    @cached_property
-    def end(self) -> int:
-        """The position behind the prompt."""
-        return max(start + self.length(segment) for start, segment in zip(self.starts, self.segments, strict=True))
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The prompt's token ids, those of packets included and soft tokens left out."""
-        return [i for segment in self.segments if not isinstance(segment, SoftSegment) for i in segment.ids]
-
-    def in_doubt(self, logits: torch.Tensor) -> bool:
-        """Whether the fallback has to answer, by the logits `[vocab]` of the first token."""
-        return self.fallback is not None and float(logits.float().softmax(-1).max()) < self.confidence
-
-    def length(self, segment: Segment) -> int:
-        """Rows of a segment."""
-        if isinstance(segment, PacketSegment):
-            return self.packets[segment.key].tokens
-        return segment.tokens if isinstance(segment, SoftSegment) else len(segment.ids)
+__all__ = ["Plan", "plan_lane", "remember"]
 
 
 @dataclass

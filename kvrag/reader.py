@@ -11,7 +11,7 @@ from kvrag.loading.loader import Fetched, PacketLoader
 from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
 from kvrag.packet import Packet, PacketKey, Scope
-from kvrag.plan import Prepared
+from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment, Segment, segment_prompt, stripped
 from kvrag.store import Hold, PacketStore
 from kvrag.strategies import Strategy
@@ -153,4 +153,4 @@ def place_segments(
     if strategy.fallback is None or not any(isinstance(segment, PacketSegment) for segment in arranged):
         return placed
     fallback = place_segments(segments, strategy.fallback, adapter, packets, chain)
-    return replace(placed, confidence=strategy.confidence, fallback=fallback)
+    return replace(placed, fallback=fallback, doubts_below=strategy.doubts_below)

@@ -10,7 +10,8 @@ from kvrag.attach import ComputedStates, DevicePool
 from kvrag.completion import Completion, Delivery, LoadReport, Timings, Usage
 from kvrag.generate import Sampler, TextStream
 from kvrag.model import LanguageModel, Rows
-from kvrag.plan import Plan, Prepared, plan_lane
+from kvrag.plan import Plan, plan_lane
+from kvrag.prepared import Prepared
 from kvrag.settings import Sampling
 
 __all__ = ["Request"]

@@ -13,7 +13,8 @@ from kvrag.errors import SettingsError
 from kvrag.evaluation.costs import Work
 from kvrag.model import LanguageModel
 from kvrag.packet import Recipe
-from kvrag.plan import Prepared, plan_lane
+from kvrag.plan import plan_lane
+from kvrag.prepared import Prepared
 from kvrag.strategies import Strategy
 
 __all__ = ["TimeRow", "measure_method_times"]

@@ -9,7 +9,7 @@ import torch
 from kvrag.adapter import Adapter
 from kvrag.model import LanguageModel
 from kvrag.packet import Identity, Packet, Recipe, Scope
-from kvrag.plan import Prepared
+from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment, Segment, TextSegment
 from kvrag.reader import place_segments
 from kvrag.strategies import Strategy

@@ -34,6 +34,7 @@ class Answer:
         computed_tokens: rows that went through the model.
         completion_tokens: tokens generated.
         first_token_ms: from the prompt's arrival in the engine to the first token.
+        fell_back: whether packets left the model in doubt about one of them, so that it was recomputed.
     """
 
     strategy: str
@@ -44,6 +45,7 @@ class Answer:
     computed_tokens: int
     completion_tokens: int
     first_token_ms: float
+    fell_back: bool
 
 
 def answer_from(
@@ -84,6 +86,7 @@ def answer_from(
         computed_tokens=rows - cached,
         completion_tokens=sum(usage["completion_tokens"] for usage in used),
         first_token_ms=sum(raw["timings"]["first_token_ms"] for raw in raws),
+        fell_back=any(raw["fell_back"] for raw in raws),
     )
 
 

@@ -73,7 +73,8 @@ def ask(
                 answer_from(nodes, question, index=index, engine=engine, strategy=chosen, max_new_tokens=max_new_tokens)
                 for chosen in ([strategy, _FULL] if full else [strategy])
             ]
-            if engine.strategy.attaches and not answers[0].cached_tokens and not engine.policy.uses:
+            known = answers[0].cached_tokens or answers[0].fell_back
+            if engine.strategy.attaches and not known and not engine.policy.uses:
                 warn("none of these chunks had a packet; build again with this model")
             sources = [_source(found) for found in nodes]
             if as_json:
@@ -111,6 +112,8 @@ def _show(answer: "Answer", sources: list[dict[str, Any]]) -> None:
     out.print(
         f"{answer.cached_tokens} tokens cached, {answer.computed_tokens} computed; "
         f"first token after {answer.first_token_ms:.0f} ms"
+        + ("; doubtful from packets, so recomputed" if answer.fell_back else ""),
+        soft_wrap=True,
     )
 
 

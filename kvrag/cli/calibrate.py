@@ -95,7 +95,7 @@ def calibrate(
                     left_out=len(chosen) - len(cases),
                     advance=advance,
                 )
-        if engine.strategy.attaches and not found.cached:
+        if engine.strategy.attaches and not engine.strategy.fallback and not found.cached:
             warn("none of these chunks had a packet; build again with this model")
         if report is not None:
             write_atomically(report, found.as_markdown())

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from kvrag.engine import PacketEngine
 from kvrag.evaluation.cases import Case
+from kvrag.evaluation.comparison import CONFIDENCES, AtConfidence, Comparison, may_fall_back
 from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.metrics import Interval, answer_f1, kl_divergence, share_interval
 from kvrag.evaluation.quality import FULL, methods_from_names
@@ -15,31 +16,6 @@ from kvrag.evaluation.report import Setup
 __all__ = ["Calibration", "Comparison", "calibrate"]
 
 Verdict = Literal["good", "mixed", "bad", "unclear"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A question, answered both ways from the same chunks.
-
-    Attributes:
-        question: its text.
-        packets: the answer of the strategy.
-        full: the answer of full recompute over the same tokens.
-        f1: SQuAD's F1 of the one against the other, 0 to 100.
-        kl: KL(full || packets) in nats per token of full recompute's answer.
-        first_token_equal: whether both begin with the same token.
-        computed_tokens: rows of the prompt that the strategy computed.
-        prompt_tokens: rows of the prompt.
-    """
-
-    question: str
-    packets: str
-    full: str
-    f1: float
-    kl: float
-    first_token_equal: bool
-    computed_tokens: float
-    prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +63,19 @@ class Calibration:
         return "good" if self.f1 >= 100 * self.threshold else "mixed"
 
     @property
+    def at_confidences(self) -> list[AtConfidence]:
+        """What the strategy would answer with a confidence, from low to high; nothing if it has no such option."""
+        return [AtConfidence.of(self.comparisons, c) for c in CONFIDENCES] if may_fall_back(self.strategy) else []
+
+    @property
+    def advice(self) -> AtConfidence | None:
+        """The lowest confidence with which a verdict that is bad or mixed would be good; None if there is none."""
+        if self.verdict not in ("bad", "mixed"):
+            return None
+        goal = self.threshold
+        return next((at for at in self.at_confidences if at.first_token_low >= goal and at.f1 >= 100 * goal), None)
+
+    @property
     def summary(self) -> str:
         """The verdict in a line, with the numbers it rests on and what to do."""
         equal, n = sum(c.first_token_equal for c in self.comparisons), len(self.comparisons)
@@ -101,13 +90,22 @@ class Calibration:
             "unclear": f"too few questions to tell: {numbers}; ask more",
             "bad": f"not good enough: {numbers}; train an adapter (kvrag train adapter --data ...) or use --strategy "
             "full-recompute",
-        }[self.verdict]
+        }[self.verdict] + self._advised()
 
     @property
     def cached(self) -> float:
-        """Share of the prompts' rows that came from packets, 0 to 1."""
+        """Share of the prompts' rows that came from packets, 0 to 1; none where a prompt was recomputed."""
         rows = sum(c.prompt_tokens for c in self.comparisons)
-        return 1 - sum(c.computed_tokens for c in self.comparisons) / rows
+        return 1 - sum(min(c.computed_tokens, c.prompt_tokens) for c in self.comparisons) / rows
+
+    def _advised(self) -> str:
+        at = self.advice
+        if at is None:
+            return ""
+        return (
+            f"; or recompute what is doubtful, {at.recomputed:.0%} of these prompts, with --strategy {self.strategy}:"
+            f"confidence={at.confidence:g}: first token equal in {at.first_token_agreement:.0%}, F1 {at.f1:.0f}"
+        )
 
     def worst(self, count: int = 10) -> list[Comparison]:
         """The answers that differ most: lowest F1 first, then highest KL."""
@@ -137,6 +135,7 @@ class Calibration:
             "n": len(self.comparisons),
             "left_out": self.left_out,
             **self.numbers(),
+            "at_confidence": [asdict(at) for at in self.at_confidences],
             "questions": [asdict(c) for c in self.worst(len(self.comparisons))],
         }
 
@@ -158,6 +157,7 @@ class Calibration:
             f"| KL(full recompute, packets), nats per token | {found['kl']:.4f} |",
             f"| rows of the prompts from packets | {found['cached']:.1%} |",
             "",
+            *self._confidence_table(),
             "## The answers that differ most",
         ]
         for number, c in enumerate(self.worst(), 1):
@@ -173,6 +173,24 @@ class Calibration:
                 f"F1 {c.f1:.1f}, KL {c.kl:.4f}, first token {first}.",
             ]
         return "\n".join(lines) + "\n"
+
+    def _confidence_table(self) -> list[str]:
+        if not self.at_confidences:
+            return []
+        return [
+            "## With doubtful prompts recomputed",
+            "",
+            f"`{self.strategy}:confidence=C` keeps answers whose first token is at least so probable.",
+            "",
+            "| confidence | prompts recomputed | first token equal | F1 | KL | rows computed |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {at.confidence:g} | {at.recomputed:.0%} | {at.first_token_agreement:.1%} | {at.f1:.1f} "
+                f"| {at.kl:.4f} | {at.computed_tokens:.0f} |"
+                for at in self.at_confidences[1::2]
+            ),
+            "",
+        ]
 
 
 def calibrate(
@@ -212,6 +230,7 @@ def calibrate(
                 first_token_equal=own.token_ids[0] == full.token_ids[0],
                 computed_tokens=own.computed,
                 prompt_tokens=own.prompt_tokens,
+                probability=float(own.logits[0].float().softmax(-1).max()),
             )
         )
         advance(1)

@@ -11,7 +11,7 @@ from kvrag.evaluation.cases import Case
 from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.report import QualityRow
 from kvrag.model import LanguageModel
-from kvrag.plan import Prepared
+from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment
 from kvrag.strategies import Strategy
 

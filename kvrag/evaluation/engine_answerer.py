@@ -10,7 +10,8 @@ from kvrag.evaluation.answering import Answered
 from kvrag.evaluation.cases import Case
 from kvrag.generate import TextStream
 from kvrag.model import LanguageModel, Rows
-from kvrag.plan import Prepared, plan_lane
+from kvrag.plan import plan_lane
+from kvrag.prepared import Prepared
 from kvrag.strategies import Strategy
 
 __all__ = ["EngineAnswerer"]

@@ -46,14 +46,14 @@ class Strategy(ABC):
         return None
 
     @property
-    def confidence(self) -> float:
-        """The least probability of an answer's likeliest first token, below which `fallback` answers; 0 asks nobody."""
-        return 0.0
+    def fallback(self) -> "Strategy | None":
+        """What answers instead, from the same packets or from none, where these leave the model in doubt."""
+        return None
 
     @property
-    def fallback(self) -> "Strategy | None":
-        """What answers a prompt, from the same packets or from none, where these packets leave the model in doubt."""
-        return None
+    def doubts_below(self) -> float:
+        """The probability of the likeliest first token below which it does."""
+        return 0.0
 
     @property
     def score_scale(self) -> float:

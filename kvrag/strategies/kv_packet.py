@@ -57,6 +57,11 @@ class KVPacket(Strategy):
             return None
         return replace(self, confidence=0.0) if self.repair else FullRecompute(segmented=True)
 
+    @property
+    def doubts_below(self) -> float:
+        """The confidence."""
+        return self.confidence
+
     def recipe(self, adapter: Adapter | None) -> Recipe:
         """A chunk between as many soft tokens as the adapter has, with its writer if it has one."""
         if adapter is None:

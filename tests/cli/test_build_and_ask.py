@@ -304,3 +304,16 @@ def test_an_unknown_policy_is_refused_before_a_model_is_loaded(documents, kvrag)
     result = kvrag("build", documents, "--model", "nowhere", "--policy", "lazy")
     assert result.exit_code != 0
     assert "expected a policy out of eager" in result.stderr
+
+
+def test_an_answer_that_was_in_doubt_says_so(documents, build, ask, kvrag, model):
+    build(documents)
+    asked = "How many goats does the night boat carry?"
+    kept = ask(asked, "--strategy", "kv-packet:confidence=0.000000001")
+    again = ask(asked, "--strategy", "kv-packet:confidence=1")
+    assert (kept["fell_back"], again["fell_back"]) == (False, True)
+    assert kept["cached_tokens"] > again["cached_tokens"] == 0
+    assert again["answer"] == ask(asked, "--strategy", "full-recompute:segmented=True")["answer"]
+    told = kvrag("ask", asked, "--model", model, "--strategy", "kv-packet:confidence=1", "--max-new-tokens", 2)
+    assert "doubtful from packets, so recomputed" in told.stdout
+    assert "had a packet" not in told.stderr

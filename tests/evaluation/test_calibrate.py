@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 
 from kvrag import strategies
-from kvrag.evaluation.calibrate import Calibration, Comparison, calibrate
+from kvrag.evaluation.calibrate import Calibration, calibrate
+from kvrag.evaluation.comparison import AtConfidence, Comparison, may_fall_back
 from kvrag.evaluation.report import Setup
 from kvrag.prompt import PacketSegment
 from kvrag.strategies import Strategy
@@ -34,7 +35,7 @@ def forgetful(monkeypatch):
 def made(equal: int, n: int, threshold: float = 0.9) -> Calibration:
     def comparison(number: int) -> Comparison:
         f1 = 100.0 if number < equal else float(number)
-        return Comparison(f"q{number}", "a|b", "a\n<b>", f1, 0.1, number < equal, 20, 100)
+        return Comparison(f"q{number}", "a|b", "a\n<b>", f1, 0.1, number < equal, 20, 100, (n - number) / n)
 
     return Calibration(SETUP, "kv-packet", threshold, 24, tuple(map(comparison, range(n))))
 
@@ -105,7 +106,7 @@ def test_few_questions_are_no_verdict():
 
 
 def test_answers_that_only_begin_alike_are_not_called_good():
-    same = Comparison("q", "The bell is flat.", "The goats are few.", 40.0, 0.1, True, 20, 100)
+    same = Comparison("q", "The bell is flat.", "The goats are few.", 40.0, 0.1, True, 20, 100, 0.9)
     found = Calibration(SETUP, "kv-packet", 0.9, 24, (same,) * 50)
     assert found.verdict == "mixed"
     assert found.summary.startswith("answers begin alike and go on differently: first token equal in 50 of 50 ")
@@ -124,6 +125,57 @@ def test_the_report_shows_the_ten_worst_side_by_side():
 
 
 def test_equal_f1_is_ordered_by_kl():
-    several = [Comparison(str(kl), "", "", 50.0, kl, True, 1, 2) for kl in (0.1, 0.3, 0.2)]
+    several = [Comparison(str(kl), "", "", 50.0, kl, True, 1, 2, 0.5) for kl in (0.1, 0.3, 0.2)]
     found = Calibration(SETUP, "kv-packet", 0.9, 24, tuple(several))
     assert [c.kl for c in found.worst(2)] == [0.3, 0.2]
+
+
+def test_a_confidence_leaves_the_doubtful_to_full_recompute():
+    """Of 100 answers the last 30 are wrong, and less probable the later they come."""
+    found = made(70, 100)
+    assert AtConfidence.of(found.comparisons, 0.0).recomputed == 0
+    at = AtConfidence.of(found.comparisons, 0.2)
+    assert (at.recomputed, at.first_token_agreement) == (0.19, 0.89)
+    assert at.computed_tokens == 20 + 19
+    assert at.kl == pytest.approx(0.081)
+    assert at.f1 == pytest.approx(sum(100 if n < 70 or n > 80 else n for n in range(100)) / 100)
+    assert AtConfidence.of(found.comparisons, 1.1).computed_tokens == 120
+
+
+def test_a_bad_verdict_names_the_confidence_that_would_do():
+    found = made(70, 100)
+    assert found.verdict == "bad"
+    better = found.advice
+    assert better.first_token_low >= 0.9 > AtConfidence.of(found.comparisons, better.confidence - 0.05).first_token_low
+    assert f"--strategy kv-packet:confidence={better.confidence:g}" in found.summary
+    assert f"| {found.at_confidences[1].confidence:g} |" in found.as_markdown()
+    assert len(found.as_json()["at_confidence"]) == 19
+
+
+@pytest.mark.parametrize("equal", [100, 10])
+def test_nothing_is_advised_where_it_would_not_help_or_nobody_knows(equal):
+    found = made(equal, equal)
+    assert found.advice is None
+    assert "confidence" not in found.summary
+
+
+def test_only_a_strategy_that_keeps_every_answer_gets_advice():
+    assert may_fall_back("kv-packet")
+    assert may_fall_back("kv-packet:repair=0.2")
+    assert not any(map(may_fall_back, ("kv-packet:confidence=0.5", "no-recompute", "full-recompute", "forgetful")))
+    found = Calibration(SETUP, "no-recompute", 0.9, 24, made(70, 100).comparisons)
+    assert found.advice is None
+    assert "doubtful" not in found.as_markdown()
+
+
+def test_what_is_promised_of_a_confidence_is_what_it_gives(engine, cases_for):
+    engine.build(PASSAGES, strategy="kv-packet")
+    cases = cases_for(engine).cases
+    plain = calibrate(engine, cases, "kv-packet", max_new_tokens=8)
+    middle = sorted(c.probability for c in plain.comparisons)[2]
+    promised = AtConfidence.of(plain.comparisons, middle)
+    found = calibrate(engine, cases, f"kv-packet:confidence={middle!r}", max_new_tokens=8)
+    assert 0 < promised.recomputed < 1
+    assert found.f1 == pytest.approx(promised.f1, abs=0.01)
+    assert found.numbers()["kl"] == pytest.approx(promised.kl, abs=1e-6)
+    assert found.numbers()["first_token_agreement"] == promised.first_token_agreement

@@ -1,0 +1,88 @@
+"""Answers from packets beside full recompute's, one by one, and with those recomputed that are doubtful."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Self
+
+from kvrag.errors import SettingsError
+from kvrag.evaluation.metrics import share_interval
+from kvrag.strategies import strategy_from_name
+
+__all__ = ["CONFIDENCES", "AtConfidence", "Comparison", "may_fall_back"]
+
+CONFIDENCES = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Confidences that are looked at: in steps that a hundred questions can tell apart."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question, answered both ways from the same chunks.
+
+    Attributes:
+        question: its text.
+        packets: the answer of the strategy.
+        full: the answer of full recompute over the same tokens.
+        f1: SQuAD's F1 of the one against the other, 0 to 100.
+        kl: KL(full || packets) in nats per token of full recompute's answer.
+        first_token_equal: whether both begin with the same token.
+        computed_tokens: rows of the prompt that the strategy computed.
+        prompt_tokens: rows of the prompt.
+        probability: of the likeliest first token from packets, 0 to 1.
+    """
+
+    question: str
+    packets: str
+    full: str
+    f1: float
+    kl: float
+    first_token_equal: bool
+    computed_tokens: float
+    prompt_tokens: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class AtConfidence:
+    """The same answers where a strategy with this confidence leaves the others to full recompute.
+
+    Attributes:
+        confidence: least probability of the first token with which the answer from packets is kept.
+        recomputed: share of the prompts that fall back, 0 to 1.
+        first_token_agreement: share of first tokens that are full recompute's then, 0 to 1.
+        first_token_low: lower end of its 95 % interval.
+        f1: of the answers against full recompute's, 0 to 100.
+        kl: KL(full || answers), nats per token.
+        computed_tokens: rows computed until the first token, mean; where both ways are gone, those of both.
+    """
+
+    confidence: float
+    recomputed: float
+    first_token_agreement: float
+    first_token_low: float
+    f1: float
+    kl: float
+    computed_tokens: float
+
+    @classmethod
+    def of(cls, comparisons: Sequence[Comparison], confidence: float) -> Self:
+        """Of at least one question."""
+        kept = [(c, c.probability >= confidence) for c in comparisons]
+        equal = share_interval(sum(c.first_token_equal or not stays for c, stays in kept), len(kept))
+        return cls(
+            confidence=confidence,
+            recomputed=round(fmean(not stays for _, stays in kept), 4),
+            first_token_agreement=round(equal.value, 4),
+            first_token_low=round(equal.low, 4),
+            f1=round(fmean(c.f1 if stays else 100.0 for c, stays in kept), 2),
+            kl=round(fmean(c.kl if stays else 0.0 for c, stays in kept), 6),
+            computed_tokens=round(fmean(c.computed_tokens + (not stays) * c.prompt_tokens for c, stays in kept), 1),
+        )
+
+
+def may_fall_back(strategy: str) -> bool:
+    """Whether a strategy, by its name, keeps every answer and could be told not to."""
+    with suppress(SettingsError):
+        return strategy_from_name(strategy).fallback is None and bool(strategy_from_name(f"{strategy}:confidence=0.5"))
+    return False
