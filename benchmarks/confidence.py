@@ -61,10 +61,12 @@ def main() -> None:
     questions = load_set(args.data, args.limit, SEED)
     cases = make_cases(questions, args.passages, template, engine.model, window, seed=SEED, limit=args.limit)
 
-    report = json.loads(args.out.read_text()) if args.out.exists() else asdict(Setup.of(engine))
-    report |= {"seed": SEED, "max_new_tokens": TOKENS}
-    sets = report.setdefault("sets", [])
-    which = {"dataset": cases.dataset, "template": cases.template, "passages": cases.passages}
+    setup = asdict(Setup.of(engine)) | {"seed": SEED, "max_new_tokens": TOKENS}
+    report = json.loads(args.out.read_text()) if args.out.exists() else setup | {"sets": []}
+    if other := [name for name, value in setup.items() if name != "date" and report.get(name) != value]:
+        raise SystemExit(f"{args.out} was measured with another {other[0]}; choose another file")
+    sets = report["sets"]
+    which = {"dataset": cases.dataset, "template": cases.template, "passages": cases.passages, "limit": args.limit}
     known = [each for each in sets if which.items() <= each.items()]
     if not known:
         sets.append(which | {"questions": []})

@@ -17,7 +17,7 @@ class Usage:
     Attributes:
         prompt_tokens: rows of the prompt.
         cached_tokens: rows that came from packets and from states of earlier prompts.
-        computed_tokens: rows that went through the model.
+        computed_tokens: rows that went through the model; if a fallback answered, of its own prompt alone.
         completion_tokens: tokens generated.
     """
 

@@ -59,9 +59,11 @@ class Prepared:
         """The prompt's token ids, those of packets included and soft tokens left out."""
         return [i for segment in self.segments if not isinstance(segment, SoftSegment) for i in segment.ids]
 
-    def in_doubt(self, logits: torch.Tensor) -> bool:
-        """Whether the fallback has to answer, by the logits `[vocab]` of the first token."""
-        return self.fallback is not None and float(logits.float().softmax(-1).max()) < self.doubts_below
+    def instead(self, logits: torch.Tensor) -> "Prepared | None":
+        """The fallback, if it has to answer by the model's logits `[vocab]` of the first token."""
+        if self.fallback is None or float(logits.float().softmax(-1).max()) >= self.doubts_below:
+            return None
+        return self.fallback
 
     def length(self, segment: Segment) -> int:
         """Rows of a segment."""

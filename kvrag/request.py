@@ -84,8 +84,9 @@ class Request:
         """
         assert self._sampler is not None, "rows come before logits"
         assert self._text is not None
-        if not self.tokens and self.prepared.in_doubt(logits):
-            return self._fall_back()
+        instead = None if self.tokens else self.prepared.instead(logits)
+        if instead is not None:
+            return self._begin_again(instead)
         token = highest if self.takes_highest else self._sampler(logits)
         self.tokens.append(token)
         self._last = time.perf_counter()
@@ -108,12 +109,11 @@ class Request:
         self._end()
         self.delivery.put(error)
 
-    def _fall_back(self) -> None:
-        """Nothing has been delivered yet, so the prompt is planned anew, as its fallback."""
-        assert self.plan is not None
-        assert self.prepared.fallback is not None
+    def _begin_again(self, prepared: Prepared) -> None:
+        """Plan the prompt anew, as its fallback; nothing has been delivered yet."""
+        assert self.plan is not None, "logits come from a plan"
         self.plan.release()
-        self.prepared, self.plan, self.fell_back = self.prepared.fallback, None, True
+        self.prepared, self.plan, self.fell_back = prepared, None, True
 
     def _end(self) -> None:
         self.finished = True

@@ -34,7 +34,7 @@ class Answer:
         computed_tokens: rows that went through the model.
         completion_tokens: tokens generated.
         first_token_ms: from the prompt's arrival in the engine to the first token.
-        fell_back: whether packets left the model in doubt about one of them, so that it was recomputed.
+        fell_back: whether packets left the model in doubt about one of them, so that it was answered once more.
     """
 
     strategy: str

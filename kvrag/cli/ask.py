@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ask"]
 
 _FULL = "full-recompute"
+_DOUBTFUL = "; doubtful from packets, so answered once more"
 
 
 @app.command()
@@ -111,8 +112,7 @@ def _show(answer: "Answer", sources: list[dict[str, Any]]) -> None:
     _list(sources, out)
     out.print(
         f"{answer.cached_tokens} tokens cached, {answer.computed_tokens} computed; "
-        f"first token after {answer.first_token_ms:.0f} ms"
-        + ("; doubtful from packets, so recomputed" if answer.fell_back else ""),
+        f"first token after {answer.first_token_ms:.0f} ms" + (_DOUBTFUL if answer.fell_back else ""),
         soft_wrap=True,
     )
 
@@ -125,7 +125,11 @@ def _compare(answers: "list[Answer]", sources: list[dict[str, Any]]) -> None:
     table.add_row("first token", *(f"{answer.first_token_ms:.0f} ms" for answer in answers))
     out.print(table)
     _list(sources, out)
-    out.print(f"first token: {answers[1].strategy} takes {_ratio(answers):.1f} times as long as {answers[0].strategy}")
+    out.print(
+        f"first token: {answers[1].strategy} takes {_ratio(answers):.1f} times as long as {answers[0].strategy}"
+        + (_DOUBTFUL if answers[0].fell_back else ""),
+        soft_wrap=True,
+    )
 
 
 def _list(sources: list[dict[str, Any]], out: Console) -> None:

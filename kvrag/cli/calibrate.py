@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
 
     from kvrag.engine import PacketEngine
-    from kvrag.evaluation.calibrate import Calibration
+    from kvrag.evaluation.calibration import Calibration
     from kvrag.evaluation.cases import Case
 
 __all__ = ["calibrate"]
@@ -95,7 +95,7 @@ def calibrate(
                     left_out=len(chosen) - len(cases),
                     advance=advance,
                 )
-        if engine.strategy.attaches and not engine.strategy.fallback and not found.cached:
+        if engine.strategy.attaches and found.without_packets:
             warn("none of these chunks had a packet; build again with this model")
         if report is not None:
             write_atomically(report, found.as_markdown())

@@ -8,7 +8,7 @@ from typing import Self
 
 from kvrag.errors import SettingsError
 from kvrag.evaluation.metrics import share_interval
-from kvrag.strategies import strategy_from_name
+from kvrag.strategies import FullRecompute, strategy_from_name
 
 __all__ = ["CONFIDENCES", "AtConfidence", "Comparison", "may_fall_back"]
 
@@ -29,7 +29,8 @@ class Comparison:
         first_token_equal: whether both begin with the same token.
         computed_tokens: rows of the prompt that the strategy computed.
         prompt_tokens: rows of the prompt.
-        probability: of the likeliest first token from packets, 0 to 1.
+        full_tokens: rows of the prompt by full recompute, which has no soft tokens.
+        probability: of the answer's likeliest first token, 0 to 1.
     """
 
     question: str
@@ -40,7 +41,12 @@ class Comparison:
     first_token_equal: bool
     computed_tokens: float
     prompt_tokens: int
+    full_tokens: int
     probability: float
+
+    def stays(self, confidence: float) -> bool:
+        """Whether the answer is kept: it is probable enough, or no packet was there that could have misled."""
+        return self.probability >= confidence or self.computed_tokens >= self.prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class AtConfidence:
     @classmethod
     def of(cls, comparisons: Sequence[Comparison], confidence: float) -> Self:
         """Of at least one question."""
-        kept = [(c, c.probability >= confidence) for c in comparisons]
+        kept = [(c, c.stays(confidence)) for c in comparisons]
         equal = share_interval(sum(c.first_token_equal or not stays for c, stays in kept), len(kept))
         return cls(
             confidence=confidence,
@@ -77,12 +83,13 @@ class AtConfidence:
             first_token_low=round(equal.low, 4),
             f1=round(fmean(c.f1 if stays else 100.0 for c, stays in kept), 2),
             kl=round(fmean(c.kl if stays else 0.0 for c, stays in kept), 6),
-            computed_tokens=round(fmean(c.computed_tokens + (not stays) * c.prompt_tokens for c, stays in kept), 1),
+            computed_tokens=round(fmean(c.computed_tokens + (not stays) * c.full_tokens for c, stays in kept), 1),
         )
 
 
 def may_fall_back(strategy: str) -> bool:
-    """Whether a strategy, by its name, keeps every answer and could be told not to."""
+    """Whether a strategy, by its name, attaches and keeps every answer, and could leave some to full recompute."""
     with suppress(SettingsError):
-        return strategy_from_name(strategy).fallback is None and bool(strategy_from_name(f"{strategy}:confidence=0.5"))
+        known, doubting = (strategy_from_name(name) for name in (strategy, f"{strategy}:confidence=0.5"))
+        return known.fallback is None and isinstance(doubting.fallback, FullRecompute)
     return False

@@ -75,7 +75,8 @@ class Costs:
         flops: until the first token, mean; `Work.flops` has the formula.
         bytes_loaded: of packets that a prompt reads, mean.
         ttft_ms: from the prompt string until the first token is there, packets in host memory: the median over prompts
-            of the median of runs that take turns with those of the other methods.
+            of the median of runs that take turns with those of the other methods; the mean over prompts where a method
+            falls back for some of them, which a median would hide.
         timed: prompts.
         bytes_per_token: of packets, for each token of the text that they hold; 0 where nothing is stored.
     """
@@ -138,15 +139,18 @@ def measure_costs(
         for name, ms in median_ms(calls, engine.model.device, runs=runs, before=forget).items():
             times[name].append(ms)
             advance(1)
-    return {name: _costs(engine.model, works[name], times[name]) for name in methods}
+    return {
+        name: _costs(engine.model, works[name], (median if strategy.fallback is None else fmean)(times[name]))
+        for name, strategy in methods.items()
+    }
 
 
-def _costs(model: LanguageModel, works: Sequence[Work], times: Sequence[float]) -> Costs:
+def _costs(model: LanguageModel, works: Sequence[Work], ttft_ms: float) -> Costs:
     stored, tokens = sum(work.nbytes for work in works), sum(work.chunk_tokens for work in works)
     return Costs(
         flops=fmean(work.flops(model) for work in works),
         bytes_loaded=fmean(work.nbytes for work in works),
-        ttft_ms=median(times),
-        timed=len(times),
+        ttft_ms=ttft_ms,
+        timed=len(works),
         bytes_per_token=stored / tokens if tokens else 0.0,
     )

@@ -116,9 +116,9 @@ class _Case:
         """Compute what is left of it, and all of its fallback if that is in doubt."""
         logits = model.forward([self.plan.rows])[0]
         self.computed += self.plan.computed
-        fallback = self.plan.prepared.fallback
-        if fallback is not None and self.plan.prepared.in_doubt(logits):
-            self.plan = plan_lane(model, fallback, ComputedStates(0), self._limit)
+        instead = self.plan.prepared.instead(logits)
+        if instead is not None:
+            self.plan = plan_lane(model, instead, ComputedStates(0), self._limit)
             return self.read_prompt(model)
         self.logits.append(logits)
         self.prompt_rows = self.plan.lane.length

@@ -52,7 +52,7 @@ class Strategy(ABC):
 
     @property
     def doubts_below(self) -> float:
-        """The probability of the likeliest first token below which it does."""
+        """The probability of the likeliest first token below which the fallback answers."""
         return 0.0
 
     @property

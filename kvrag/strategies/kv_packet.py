@@ -30,7 +30,8 @@ class KVPacket(Strategy):
 
     With a confidence, packets are attached as they are, and only where the likeliest first token is less probable than
     that, the prompt is answered once more: with that repair, or without one by full recompute over the same tokens. A
-    model that was misled by its packets is seldom sure of what it says first.
+    model that was misled by its packets is seldom sure of what it says first. It is the model's own probability that
+    counts, before a temperature, a penalty or a grammar.
 
     Attributes:
         repair: share of the chunks' tokens that are computed anew.

@@ -315,5 +315,5 @@ def test_an_answer_that_was_in_doubt_says_so(documents, build, ask, kvrag, model
     assert kept["cached_tokens"] > again["cached_tokens"] == 0
     assert again["answer"] == ask(asked, "--strategy", "full-recompute:segmented=True")["answer"]
     told = kvrag("ask", asked, "--model", model, "--strategy", "kv-packet:confidence=1", "--max-new-tokens", 2)
-    assert "doubtful from packets, so recomputed" in told.stdout
+    assert "doubtful from packets, so answered once more" in told.stdout
     assert "had a packet" not in told.stderr

@@ -17,7 +17,7 @@ from kvrag.strategies import FullRecompute, KVPacket, strategy_from_name
 from kvrag.worker import step
 
 from ..conftest import CHUNKS
-from .test_recompute import PROMPT, TAIL, first_logits, planned
+from .test_recompute import PROMPT, TAIL, first_logits
 from .test_writer import adapter_of, random_pairs
 
 FULL = FullRecompute(segmented=True)
@@ -132,8 +132,9 @@ def test_quality_is_measured_of_what_is_served(trained, strategy):
     (measured,) = EngineAnswerer(trained, 12).answer([case], strategy)
     served = answers(trained, strategy)
     assert measured.token_ids == served.token_ids
-    both = planned(trained, KVPacket()).computed + (served.usage.computed_tokens if strategy is ALWAYS else 0)
-    assert measured.computed == pytest.approx(both) or strategy.repair
+    attempts = [KVPacket()] + [strategy.fallback] * served.fell_back
+    alone = [EngineAnswerer(trained, 12).answer([case], each)[0].computed for each in attempts]
+    assert measured.computed == pytest.approx(sum(alone))
 
 
 def test_a_confidence_is_a_probability():

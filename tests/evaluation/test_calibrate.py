@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 
 from kvrag import strategies
-from kvrag.evaluation.calibrate import Calibration, calibrate
+from kvrag.evaluation.calibrate import calibrate
+from kvrag.evaluation.calibration import Calibration
 from kvrag.evaluation.comparison import AtConfidence, Comparison, may_fall_back
 from kvrag.evaluation.report import Setup
 from kvrag.prompt import PacketSegment
@@ -35,7 +36,7 @@ def forgetful(monkeypatch):
 def made(equal: int, n: int, threshold: float = 0.9) -> Calibration:
     def comparison(number: int) -> Comparison:
         f1 = 100.0 if number < equal else float(number)
-        return Comparison(f"q{number}", "a|b", "a\n<b>", f1, 0.1, number < equal, 20, 100, (n - number) / n)
+        return Comparison(f"q{number}", "a|b", "a\n<b>", f1, 0.1, number < equal, 20, 100, 90, (n - number) / n)
 
     return Calibration(SETUP, "kv-packet", threshold, 24, tuple(map(comparison, range(n))))
 
@@ -106,7 +107,7 @@ def test_few_questions_are_no_verdict():
 
 
 def test_answers_that_only_begin_alike_are_not_called_good():
-    same = Comparison("q", "The bell is flat.", "The goats are few.", 40.0, 0.1, True, 20, 100, 0.9)
+    same = Comparison("q", "The bell is flat.", "The goats are few.", 40.0, 0.1, True, 20, 100, 90, 0.9)
     found = Calibration(SETUP, "kv-packet", 0.9, 24, (same,) * 50)
     assert found.verdict == "mixed"
     assert found.summary.startswith("answers begin alike and go on differently: first token equal in 50 of 50 ")
@@ -125,7 +126,7 @@ def test_the_report_shows_the_ten_worst_side_by_side():
 
 
 def test_equal_f1_is_ordered_by_kl():
-    several = [Comparison(str(kl), "", "", 50.0, kl, True, 1, 2, 0.5) for kl in (0.1, 0.3, 0.2)]
+    several = [Comparison(str(kl), "", "", 50.0, kl, True, 1, 2, 2, 0.5) for kl in (0.1, 0.3, 0.2)]
     found = Calibration(SETUP, "kv-packet", 0.9, 24, tuple(several))
     assert [c.kl for c in found.worst(2)] == [0.3, 0.2]
 
@@ -136,10 +137,10 @@ def test_a_confidence_leaves_the_doubtful_to_full_recompute():
     assert AtConfidence.of(found.comparisons, 0.0).recomputed == 0
     at = AtConfidence.of(found.comparisons, 0.2)
     assert (at.recomputed, at.first_token_agreement) == (0.19, 0.89)
-    assert at.computed_tokens == 20 + 19
+    assert at.computed_tokens == pytest.approx(20 + 0.19 * 90)
     assert at.kl == pytest.approx(0.081)
     assert at.f1 == pytest.approx(sum(100 if n < 70 or n > 80 else n for n in range(100)) / 100)
-    assert AtConfidence.of(found.comparisons, 1.1).computed_tokens == 120
+    assert AtConfidence.of(found.comparisons, 1.1).computed_tokens == 110
 
 
 def test_a_bad_verdict_names_the_confidence_that_would_do():
@@ -161,8 +162,8 @@ def test_nothing_is_advised_where_it_would_not_help_or_nobody_knows(equal):
 
 def test_only_a_strategy_that_keeps_every_answer_gets_advice():
     assert may_fall_back("kv-packet")
-    assert may_fall_back("kv-packet:repair=0.2")
-    assert not any(map(may_fall_back, ("kv-packet:confidence=0.5", "no-recompute", "full-recompute", "forgetful")))
+    others = ("kv-packet:confidence=0.5", "kv-packet:repair=0.2", "no-recompute", "full-recompute", "none-such")
+    assert not any(map(may_fall_back, others))
     found = Calibration(SETUP, "no-recompute", 0.9, 24, made(70, 100).comparisons)
     assert found.advice is None
     assert "doubtful" not in found.as_markdown()
@@ -179,3 +180,18 @@ def test_what_is_promised_of_a_confidence_is_what_it_gives(engine, cases_for):
     assert found.f1 == pytest.approx(promised.f1, abs=0.01)
     assert found.numbers()["kl"] == pytest.approx(promised.kl, abs=1e-6)
     assert found.numbers()["first_token_agreement"] == promised.first_token_agreement
+    computed = [c.computed_tokens for c in found.comparisons]
+    assert sum(computed) / len(computed) == pytest.approx(promised.computed_tokens, abs=0.1)
+    assert sum(rows > 100 for rows in computed) / len(computed) == promised.recomputed
+
+
+def test_no_advice_costs_as_much_as_full_recompute():
+    wrong = Comparison("q", "a", "b", 0.0, 1.0, False, 20, 100, 90, 0.5)
+    assert Calibration(SETUP, "kv-packet", 0.9, 24, (wrong,) * 100).advice is None
+
+
+def test_without_packets_there_is_nothing_to_doubt():
+    text = Comparison("q", "a", "a", 100.0, 0.0, True, 100, 100, 90, 0.1)
+    found = Calibration(SETUP, "kv-packet", 0.9, 24, (text,) * 100)
+    assert found.without_packets
+    assert AtConfidence.of(found.comparisons, 0.95).recomputed == 0
