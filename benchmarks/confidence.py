@@ -7,7 +7,7 @@ processes. `kv-packet:confidence=C` gives the first answer where the first token
 second one elsewhere, so all thresholds follow from one run. `of_share` chooses them as a user would who may recompute a
 given share of the prompts: from one half of the questions, for the other half. `at_random` is the loss where as many
 prompts are recomputed whatever their first token. The file is written after every question; a run that was ended goes
-on, and other data sets are added to those that are in it.
+on, and other data sets are added to those that are in it. Beside it lies a chart of all of them.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.metrics import bootstrap_mean
 from kvrag.evaluation.quality import compare
 from kvrag.evaluation.report import Setup, write_atomically
+from kvrag.plotting import new_figure, save_figure
 from kvrag.progress import progress_bar
 from kvrag.strategies import FullRecompute, KVPacket
 
@@ -43,7 +44,7 @@ THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3, 0.5)
 FULLY, PACKETS = FullRecompute(segmented=True), KVPacket()
 
-Record = dict[str, float]
+Record = dict[str, Any]
 
 
 def main() -> None:
@@ -66,12 +67,14 @@ def main() -> None:
     if other := [name for name, value in setup.items() if name != "date" and report.get(name) != value]:
         raise SystemExit(f"{args.out} was measured with another {other[0]}; choose another file")
     sets = report["sets"]
-    which = {"dataset": cases.dataset, "template": cases.template, "passages": cases.passages, "limit": args.limit}
+    which = {"dataset": cases.dataset, "template": cases.template, "passages": cases.passages}
     known = [each for each in sets if which.items() <= each.items()]
     if not known:
         sets.append(which | {"questions": []})
         known = sets[-1:]
     records: list[Record] = known[0]["questions"]
+    if [record["question"] for record in records] != [case.question for case in cases.cases[: len(records)]]:
+        raise SystemExit(f"{args.out} has answers to other questions of {cases.dataset}; choose another file")
     left = cases.cases[len(records) :]
     spawn = get_context("spawn")
     with (
@@ -84,6 +87,7 @@ def main() -> None:
             write_atomically(args.out, json.dumps(report, indent=1) + "\n")
             advance(1)
     show(known[0])
+    draw(report, args.out.with_suffix(".png"))
 
 
 _KEPT: list[ExitStack] = []  # as long as the process lives
@@ -113,6 +117,7 @@ def answered(case: Case) -> Record:
     first, second = probabilities.topk(2).values.tolist()
     entropy = float(torch.special.entr(probabilities).sum())
     return {
+        "question": case.question,
         "probability": round(first, 5),
         "second": round(second, 5),
         "entropy": round(entropy, 5),
@@ -183,6 +188,32 @@ def show(report: dict[str, Any]) -> None:
             f"{name:16} recomputed {row['share']:.0%}  F1 {row['f1']:.1f}  below full {spread}, at random "
             f"{row['at_random']:.2f}  KL {row['kl']:.4f}  first {row['first_token_agreement']:.1%}"
         )
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Agreement, divergence and F1 against the share of the prompts that are recomputed; dotted: whichever prompts."""
+    figure = new_figure(13, 4)
+    panels = figure.subplots(1, 3, sharex=True)
+    labels = ("equal first tokens [%]", "KL from full recompute [nats per token]", "F1 below full recompute")
+    for number, one in enumerate(report["sets"]):
+        points = [outcome([(q, at / 100) for q in one["questions"]]) for at in range(0, 101, 5)]
+        name = f"{one['dataset']}, {one['passages']} passages, {one['n']} questions"
+        none = points[0]
+        columns = (
+            ([100 * point["first_token_agreement"] for point in points], 100 * none["first_token_agreement"], 100),
+            ([point["kl"] for point in points], none["kl"], 0),
+            ([point["below_full"] for point in points], none["below_full"], 0),
+        )
+        for panel, label, (values, begin, end) in zip(panels, labels, columns, strict=True):
+            panel.plot([100 * point["share"] for point in points], values, ".-", color=f"C{number}", label=name)
+            panel.plot([0, 100], [begin, end], ":", color=f"C{number}", linewidth=1)
+            panel.set(xlabel="prompts recomputed [%]", ylabel=label)
+    setup = (
+        f"{report['model']} ({report['dtype']} on {report['device']}), adapter {report['adapter']}, {report['date']}"
+    )
+    figure.suptitle(f"kv-packet:confidence=C, {setup}", x=0.01, ha="left", fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from langchain_chroma import Chroma
 from langchain_core.documents import Document
+from langchain_core.messages import AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import RunnablePassthrough
@@ -51,6 +52,18 @@ async def test_a_chain_streams_the_same_text_with_and_without_an_event_loop(chat
     assert "".join(chain.stream(QUESTION)) == text
     assert "".join([piece async for piece in chain.astream(QUESTION)]) == text
     assert await chain.abatch([QUESTION, QUESTION]) == [text, text]
+
+
+@pytest.mark.parametrize(("confidence", "fell_back"), [(1, True), (1e-9, False)])
+def test_a_chain_in_doubt_falls_back_and_says_so(engine: PacketEngine, packet_tokens, confidence, fell_back):
+    engine.build(CHUNKS[:2], strategy="kv-packet")
+    chat = ChatKVRag(engine=engine, max_tokens=12, strategy=f"kv-packet:confidence={confidence}")
+    inputs = {"context": "\n\n".join(CHUNKS[:2]), "question": QUESTION}
+    message = (PROMPT | chat).invoke(inputs)
+    assert message.response_metadata["fell_back"] is fell_back
+    assert (cache_read(message) == 0) is fell_back
+    streamed = sum((PROMPT | chat).stream(inputs), start=AIMessageChunk(""))
+    assert (streamed.text, streamed.response_metadata["fell_back"]) == (message.text, fell_back)
 
 
 def test_full_recompute_in_the_same_chain_computes_everything(chat: ChatKVRag, engine: PacketEngine, packet_tokens):

@@ -107,6 +107,14 @@ async def test_options_of_a_call_reach_the_engine(name, llm):
     assert (await call(llm, name, strategy="full-recompute"))[-1].raw["strategy"] == "full-recompute"
 
 
+def test_a_query_in_doubt_falls_back_and_says_so(llm, engine):
+    engine.build(CHUNKS[:2], strategy="kv-packet")
+    for confidence, fell_back in ((1, True), (1e-9, False)):
+        raw = llm.complete("\n".join(CHUNKS[:2]) + QUESTION, strategy=f"kv-packet:confidence={confidence}").raw
+        assert raw["fell_back"] is fell_back
+        assert (raw["usage"]["prompt_tokens_details"]["cached_tokens"] == 0) is fell_back
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 async def test_unknown_options_are_refused(name, llm):
     with pytest.raises(SettingsError, match="max_token"):
