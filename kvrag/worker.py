@@ -1,5 +1,6 @@
 """The one thread that owns the model, and the step it repeats."""
 
+import atexit
 import queue
 import threading
 from collections import deque
@@ -85,6 +86,7 @@ class Worker:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="kvrag-worker", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread that is inside PyTorch when the interpreter ends takes the process down
 
     def submit(self, request: Request) -> None:
         """Have a request answered.
@@ -111,6 +113,7 @@ class Worker:
         """Let the active requests fail and stop the thread."""
         if not self._closed:
             self._closed = True
+            atexit.unregister(self.close)
             self._inbox.put(None)
             if threading.current_thread() is not self._thread:
                 self._thread.join()

@@ -116,7 +116,7 @@ def check_share(name: str, value: float) -> None:
     """Refuse what is no share.
 
     Raises:
-        SettingsError: the value is not between 0 and 1.
+        SettingsError: the value is no number between 0 and 1.
     """
-    if not 0 <= value <= 1:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise SettingsError(f"expected {name} between 0 and 1, found {value}")

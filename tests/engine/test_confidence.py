@@ -137,9 +137,10 @@ def test_quality_is_measured_of_what_is_served(trained, strategy):
     assert measured.computed == pytest.approx(sum(alone))
 
 
-def test_a_confidence_is_a_probability():
-    with pytest.raises(SettingsError, match="confidence between 0 and 1, found 2"):
-        KVPacket(confidence=2)
+@pytest.mark.parametrize("value", ["2", "-0.1", "abc", ""])
+def test_a_confidence_is_a_probability(value):
+    with pytest.raises(SettingsError, match=f"confidence between 0 and 1, found {value}"):
+        strategy_from_name(f"kv-packet:confidence={value}")
 
 
 def test_random_weights_have_no_time_to_tell(trained):

@@ -1,5 +1,7 @@
 """Several engines on one model: by turns, and none closes it for another."""
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -141,3 +143,16 @@ def test_nobody_waits_for_one_who_was_interrupted():
         behind = threading.Thread(target=take_a_turn, daemon=True)
         behind.start()
     assert came.wait(10)
+
+
+def test_a_process_waits_for_what_its_worker_is_doing_when_it_ends():
+    """Nobody closed the engine; a thread that PyTorch has at that moment would abort the process."""
+    script = """
+import time, types, torch
+from kvrag.turns import Turns
+from kvrag.worker import Worker
+worker = Worker(types.SimpleNamespace(turns=Turns(), device=torch.device("cpu")), None)
+worker._send(lambda: (time.sleep(0.5), print("done", flush=True)))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
