@@ -1,6 +1,7 @@
 """The verdict on packets, and the reports that explain it."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ class Calibration:
             return "unclear"
         return "good" if self.f1 >= 100 * self.threshold else "mixed"
 
-    @property
+    @cached_property
     def at_confidences(self) -> list[AtConfidence]:
         """What the strategy would answer with a confidence, from low to high; nothing if it has no such option."""
         return [AtConfidence.of(self.comparisons, c) for c in CONFIDENCES] if may_fall_back(self.strategy) else []
