@@ -2,12 +2,13 @@
 
     python benchmarks/confidence.py --data squad_dev.json.gz --passages 8 --limit 200 --out confidence-cpu.json
 
-Every question is answered with packets, through the engine, and by full recompute over the same tokens, by `--jobs`
-processes. `kv-packet:confidence=C` gives the first answer where the first token's probability is at least C and the
-second one elsewhere, so all thresholds follow from one run. `of_share` chooses them as a user would who may recompute a
-given share of the prompts: from one half of the questions, for the other half. `at_random` is the loss where as many
-prompts are recomputed whatever their first token. The file is written after every question; a run that was ended goes
-on, and other data sets are added to those that are in it. Beside it lies a chart of all of them.
+Every question is answered with packets and by full recompute over the same tokens: one by one, through the engine, by
+`--jobs` processes, or with `--batch-tokens` many in one pass, which agrees and suits a GPU. `kv-packet:confidence=C`
+gives the first answer where the first token's probability is at least C and the second one elsewhere, so all thresholds
+follow from one run. `of_share` chooses them as a user would who may recompute a given share of the prompts: from one
+half of the questions, for the other half. `at_random` is the loss where as many prompts are recomputed whatever their
+first token. The file is written now and then; a run that was ended goes on, and other data sets are added to those that
+are in it. Beside it lies a chart of all of them.
 """
 
 import argparse
@@ -28,7 +29,9 @@ import torch
 from kvrag import PacketEngine
 from kvrag.cli.eval import load_set
 from kvrag.cli.prompts import find_template
-from kvrag.evaluation.cases import Case, Window, make_cases
+from kvrag.evaluation.answering import Answered, Answerer
+from kvrag.evaluation.batched_answerer import BatchedAnswerer
+from kvrag.evaluation.cases import Case, Window, in_batches, make_cases
 from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.metrics import bootstrap_mean
 from kvrag.evaluation.quality import compare
@@ -40,6 +43,7 @@ from kvrag.strategies import FullRecompute, KVPacket
 TOKENS = 24
 SEED = 0
 ROOM = 1 << 30  # bytes of packets that a process keeps
+AT_ONCE = 4  # questions that a process answers before the file is written
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SHARES = (0.1, 0.2, 0.3, 0.5)
 FULLY, PACKETS = FullRecompute(segmented=True), KVPacket()
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--batch-tokens", type=int, help="rows in one pass, instead of prompts one by one")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     engine = opened(args.model)
@@ -63,7 +68,8 @@ def main() -> None:
     cases = make_cases(questions, args.passages, template, engine.model, window, seed=SEED, limit=args.limit)
 
     setup = asdict(Setup.of(engine)) | {"seed": SEED, "max_new_tokens": TOKENS}
-    report = json.loads(args.out.read_text()) if args.out.exists() else setup | {"sets": []}
+    setup["backend"] = "batched" if args.batch_tokens else "engine"
+    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else setup | {"sets": []}
     if other := [name for name, value in setup.items() if name != "date" and report.get(name) != value]:
         raise SystemExit(f"{args.out} was measured with another {other[0]}; choose another file")
     sets = report["sets"]
@@ -76,16 +82,20 @@ def main() -> None:
     if [record["question"] for record in records] != [case.question for case in cases.cases[: len(records)]]:
         raise SystemExit(f"{args.out} has answers to other questions of {cases.dataset}; choose another file")
     left = cases.cases[len(records) :]
-    spawn = get_context("spawn")
-    with (
-        ProcessPoolExecutor(args.jobs, spawn, initializer=begin, initargs=(args.model, args.jobs)) as pool,
-        progress_bar("answering", len(left)) as advance,
-    ):
-        for record in pool.map(answered, left):
-            records.append(record)
+    with ExitStack() as stack:
+        if args.batch_tokens:
+            many = BatchedAnswerer(engine.model, engine.adapter, TOKENS)
+            found = (scored(many, batch) for batch in in_batches(left, args.batch_tokens))
+        else:
+            begun = {"initializer": begin, "initargs": (args.model, args.jobs)}
+            pool = stack.enter_context(ProcessPoolExecutor(args.jobs, get_context("spawn"), **begun))
+            found = pool.map(scored_alone, [left[i : i + AT_ONCE] for i in range(0, len(left), AT_ONCE)])
+        advance = stack.enter_context(progress_bar("answering", len(left)))
+        for fresh in found:
+            records += fresh
             known[0] |= summary(records)
             write_atomically(args.out, json.dumps(report, indent=1) + "\n")
-            advance(1)
+            advance(len(fresh))
     show(known[0])
     draw(report, args.out.with_suffix(".png"))
 
@@ -108,10 +118,20 @@ def begin(model: str, jobs: int) -> None:
     _ANSWERERS.append(EngineAnswerer(opened(model), TOKENS, room=ROOM))
 
 
-def answered(case: Case) -> Record:
+def scored_alone(cases: Sequence[Case]) -> list[Record]:
+    """What became of some questions, answered by a process of many."""
+    return scored(_ANSWERERS[0], cases)
+
+
+def scored(answerer: Answerer, cases: Sequence[Case]) -> list[Record]:
+    """What became of some questions."""
+    full = answerer.answer(cases, FULLY)
+    found = answerer.answer(cases, PACKETS, [each.token_ids for each in full])
+    return list(map(record_of, cases, found, full))
+
+
+def record_of(case: Case, found: Answered, full: Answered) -> Record:
     """What became of one question."""
-    (full,) = _ANSWERERS[0].answer([case], FULLY)
-    (found,) = _ANSWERERS[0].answer([case], PACKETS, [full.token_ids])
     said, reference = compare(case, found, full), compare(case, full, full)
     probabilities = found.logits[0].float().softmax(-1)
     first, second = probabilities.topk(2).values.tolist()

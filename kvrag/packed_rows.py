@@ -19,10 +19,17 @@ SOFT_PARTS = ("header", "trailer", "link")
 
 @dataclass(frozen=True)
 class Branch:
-    """How a prompt ends: `ids` [n] behind the last packet, and `answer` [a] to be predicted, its end token included."""
+    """How a prompt ends.
+
+    Attributes:
+        ids: `[n]` behind the last packet.
+        answer: `[a]` to be predicted, its end token included.
+        asked: how many of its first tokens are the question's own end.
+    """
 
     ids: tuple[int, ...]
     answer: tuple[int, ...] = ()
+    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class PackedRows:
         layout: of the pass.
         answer_rows: `[A]` rows whose logits predict `answer_ids`.
         answer_ids: `[A]`; `NO_ANSWER` where there is nothing to predict.
+        labels: `[A]` the same without what is the question's own.
         answer_branch: `[A]` number of the branch, counted through all prompts.
         last_reads: `[B, M]` number among a prompt's reads of each branch's last row before its answer; prompts with
             fewer branches repeat their last.
@@ -73,6 +81,7 @@ class PackedRows:
     layout: PackedLayout
     answer_rows: torch.Tensor
     answer_ids: torch.Tensor
+    labels: torch.Tensor
     answer_branch: torch.Tensor
     last_reads: torch.Tensor
     last_rows: torch.Tensor

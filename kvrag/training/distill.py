@@ -67,7 +67,7 @@ class AdapterTask(Task):
             each = kl_div(log_softmax(logits, -1), wanted, log_target=True, reduction="none").sum(-1)
             loss = (each * (batch.teacher.answer_ids != NO_ANSWER)).sum()
             if self._labels:
-                labels = _without_questions(batch.student, self._question_tokens)
+                labels = batch.student.labels
                 loss = loss + self._labels * cross_entropy(logits, labels, ignore_index=NO_ANSWER, reduction="sum")
             yield loss
 
@@ -104,14 +104,8 @@ class AdapterTask(Task):
 
 def _asking(branch: Branch, count: int) -> Branch:
     """The branch with the last tokens in front of its answer, if it has one, moved into the answer."""
+    if not branch.answer:
+        return branch
     first = max(1, len(branch.ids) - count)
-    return Branch(branch.ids[:first], (*branch.ids[first:], *branch.answer)) if branch.answer else branch
-
-
-def _without_questions(rows: PackedRows, count: int) -> torch.Tensor:
-    """`answer_ids` `[A]` without the first `count` of every branch, which `_asking` took from its question."""
-    place = torch.arange(len(rows.answer_ids), device=rows.answer_ids.device)
-    begins = torch.ones_like(place, dtype=torch.bool)
-    begins[1:] = rows.answer_branch[1:] != rows.answer_branch[:-1]
-    first = torch.where(begins, place, 0).cummax(0).values
-    return rows.answer_ids.masked_fill(place - first < count, NO_ANSWER)
+    moved = branch.ids[first:]
+    return replace(branch, ids=branch.ids[:first], answer=(*moved, *branch.answer), asked=len(moved))

@@ -20,7 +20,7 @@ _SIZES = ((0.5, 1.0), (0.9, 1.0), (1.0, 1.25))
 """Shares of a sample that are held, and room besides."""
 
 _WARM_UPS = 2
-_READ = ("ids", "positions", "soft_rows", "soft", "answer_rows", "answer_ids")
+_READ = ("ids", "positions", "soft_rows", "soft", "answer_rows", "answer_ids", "labels")
 """What a loss reads of packed rows, besides their layout."""
 
 

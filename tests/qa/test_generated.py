@@ -15,6 +15,7 @@ from kvrag.qa.generated import (
     biography,
     code,
     dialogues,
+    directories,
     generate_questions,
     manuals,
     needle,
@@ -30,6 +31,7 @@ FACTS = [
         (biography, [biography.STORY]),
         (news, news.STORIES),
         (dialogues, dialogues.STORIES),
+        (directories, directories.STORIES),
     )
     for story in stories
     for key, fact in story.facts.items()
@@ -171,7 +173,7 @@ def test_evaluation_shares_no_word_list_with_training():
             if "{" not in text and len(text) > 1
         }
 
-    training = entries(code.GRAMMAR, dialogues.GRAMMAR, manuals.GRAMMAR, news.GRAMMAR)
+    training = entries(code.GRAMMAR, dialogues.GRAMMAR, directories.GRAMMAR, manuals.GRAMMAR, news.GRAMMAR)
     assert not entries(needle.GRAMMAR, biography.GRAMMAR) & training
     assert not entries(needle.GRAMMAR) & entries(biography.GRAMMAR)
 

@@ -69,7 +69,7 @@ def test_batches_of_one_common_size_have_the_same_shapes(kind, tiny):
     batches = steps.sample(12)
     for part in ("teacher", "student"):
         rows = [getattr(batch, part) for batch in batches if getattr(batch, part) is not None]
-        for name in ("ids", "positions", "soft", "soft_rows", "answer_rows", "answer_ids"):
+        for name in ("ids", "positions", "soft", "soft_rows", "answer_rows", "answer_ids", "labels"):
             assert len({getattr(of, name).shape for of in rows}) <= 1, name
         for name in vars(rows[0].layout) if rows else ():
             assert len({getattr(of.layout, name).shape for of in rows}) == 1, name

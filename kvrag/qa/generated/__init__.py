@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from kvrag.errors import SettingsError
-from kvrag.qa.generated import biography, code, dialogues, manuals, needle, news, records, tables
+from kvrag.qa.generated import biography, code, dialogues, directories, manuals, needle, news, records, tables
 from kvrag.qa.topics import QuestionSet, Topic
 
 __all__ = ["EVALUATION_SETS", "TRAINING_DOMAINS", "generate_questions"]
@@ -11,13 +11,14 @@ __all__ = ["EVALUATION_SETS", "TRAINING_DOMAINS", "generate_questions"]
 EVALUATION_SETS: tuple[str, ...] = ("needle", "biography")
 """Names of sets that nothing is ever trained on."""
 
-TRAINING_DOMAINS: tuple[str, ...] = ("records", "dialogues", "code", "tables", "manuals", "news")
+TRAINING_DOMAINS: tuple[str, ...] = ("records", "dialogues", "code", "tables", "manuals", "news", "directories")
 """Names of sets to train on."""
 
 _MAKERS: dict[str, Callable[[str], Topic]] = {
     "biography": biography.make_topic,
     "code": code.make_topic,
     "dialogues": dialogues.make_topic,
+    "directories": directories.make_topic,
     "manuals": manuals.make_topic,
     "needle": needle.make_topic,
     "news": news.make_topic,
