@@ -4,7 +4,9 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +22,7 @@ from kvrag.loading.loader import Fetched, PacketLoader
 from kvrag.loading.settings import Loading, loading_from
 from kvrag.matching import HEAD_CHARS
 from kvrag.model import LanguageModel
-from kvrag.packet import Scope
+from kvrag.packet import Packet, Scope
 from kvrag.policy import policy_from_name
 from kvrag.prepared import Prepared
 from kvrag.probe import check_movable
@@ -172,7 +174,8 @@ class PacketEngine:
     ) -> BuildReport:
         """Compute and store the packets of texts that have none yet, or only make the texts known, as the policy says.
 
-        Every packet is durable as soon as it is stored, so an interrupted build is completed by calling this again.
+        Every packet is durable as soon as it is stored, so an interrupted build is completed by calling this again. An
+        interrupt waits for the pass that the model is in, and keeps what comes of it.
 
         Args:
             texts: chunks as the model will see them; surrounding white space does not count.
@@ -196,18 +199,7 @@ class PacketEngine:
             return report
         chunks = self._that_find_room(chunks, scope, report)
         with progress_bar("building packets", len(chunks), show=progress) as advance:
-            pending: list[tuple[Sequence[Chunk], Any]] = []
-            for batch in [*batches(chunks, pass_tokens(self.model)), None]:
-                if batch:  # the model works on this batch while the one before is written
-                    pending.append((batch, self._worker.run(self._loader.encode, scope, batch)))
-                if pending and (batch is None or len(pending) > 1):
-                    encoded, future = pending.pop(0)
-                    for chunk, packet in zip(encoded, future.result(), strict=True):
-                        self.store.put(packet, [chunk.text])
-                        report.built += 1
-                        report.tokens += packet.tokens
-                        report.bytes += packet.nbytes
-                        advance(1)
+            self._build(chunks, scope, report, advance)
         report.seconds = time.perf_counter() - begin
         return report
 
@@ -410,6 +402,36 @@ class PacketEngine:
                         raise
             missing.append(chunk)  # it never was there, or somebody has just removed it
         return missing
+
+    def _build(
+        self, chunks: Sequence[Chunk], scope: Scope, report: BuildReport, advance: Callable[[int], None]
+    ) -> None:
+        """Encode and store; the model works on a batch while the one before is written."""
+        pending: deque[tuple[Sequence[Chunk], Future[list[Packet]]]] = deque()
+
+        def store_first() -> None:
+            encoded, future = pending[0]
+            for chunk, packet in zip(encoded, future.result(), strict=True):
+                self.store.put(packet, [chunk.text])
+                report.built += 1
+                report.tokens += packet.tokens
+                report.bytes += packet.nbytes
+                advance(1)
+            pending.popleft()
+
+        try:
+            for batch in batches(chunks, pass_tokens(self.model)):
+                pending.append((batch, self._worker.run(self._loader.encode, scope, batch)))
+                if len(pending) > 1:
+                    store_first()
+            while pending:
+                store_first()
+        except KeyboardInterrupt:
+            for _, future in reversed(pending):
+                future.cancel()
+            while pending and not pending[0][1].cancelled():  # its pass had begun, and cannot be stopped
+                store_first()
+            raise
 
     def _that_find_room(self, chunks: Sequence[Chunk], scope: Scope, report: BuildReport) -> list[Chunk]:
         """The first chunks, as many as the store's budget has room for beside the packets that it has of this build.

@@ -97,7 +97,7 @@ class Worker:
         self._send(request)
 
     def run(self, job: Callable[..., T], *args: Any) -> "Future[T]":
-        """Have the worker's thread call `job(*args)` between two steps."""
+        """Have the worker's thread call `job(*args)` between two steps, unless it is cancelled before."""
         future: Future[T] = Future()
         self._send(partial(_run, future, partial(job, *args)))
         return future
@@ -168,6 +168,8 @@ class Worker:
 
 
 def _run(future: "Future[T]", job: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
     try:
         future.set_result(job())
     except BaseException as error:

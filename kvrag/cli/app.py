@@ -85,6 +85,7 @@ def catch_interrupts() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     _interrupted.set()
+    os.write(2, b"stopping; Ctrl-C once more ends it at once\n")  # print may be in the middle of something
     raise KeyboardInterrupt
 
 
