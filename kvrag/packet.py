@@ -129,6 +129,11 @@ class Scope:
         ids = np.ascontiguousarray(token_ids, dtype="<i8").tobytes()
         return PacketKey(digest_fields(self.identity.digest, self.recipe.digest, self.namespace, ids))
 
+    def differences(self, other: "Scope") -> list[str]:
+        """Names of what two scopes differ in: fields of their identities, "recipe" and "namespace"."""
+        own = [name for name in ("recipe", "namespace") if getattr(self, name) != getattr(other, name)]
+        return [*self.identity.differences(other.identity), *own]
+
 
 class PacketHeader(_Frozen):
     """What a packet file says about itself.

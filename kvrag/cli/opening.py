@@ -77,6 +77,27 @@ def _check_packets(engine: "PacketEngine", place: StoreFolder) -> None:
     if size.packets:
         raise StoreError(
             f"expected packets of {engine.model.name} with strategy {engine.strategy.name!r} in namespace "
-            f"{engine.namespace!r}, found {size.packets} of others in {place.root}; ask with the model and the options "
-            "of the build, or build again"
+            f"{engine.namespace!r}, found {size.packets} of others in {place.root}{_nearest(engine)}; ask with the "
+            "model and the options of the build, or build again"
         )
+
+
+def _nearest(engine: "PacketEngine") -> str:
+    """In what the packets that are there differ from those looked for: of all kinds, the one that differs least."""
+    rows = {row.scope: row.key for row in engine.store.ls()}
+    wanted = engine.scope()
+    scopes = [packet.scope for key in rows.values() if (packet := engine.store.get(key))]
+    if not scopes:
+        return ""
+    nearest = min(scopes, key=lambda scope: len(wanted.differences(scope)))
+    named = wanted.differences(nearest)
+    if "weights" in named or "config" in named:
+        told = ["another model"]  # whose adapter and tokenizer are others too
+    else:
+        pairs = [(name, getattr(nearest.identity, name, ""), getattr(wanted.identity, name, "")) for name in named]
+        told = [f"{name} {theirs} instead of {mine}" for name, theirs, mine in pairs if name in ("codec", "dtype")]
+        told += ["another adapter"] if "adapter" in named else []
+        told += ["another strategy"] if "recipe" in named and "adapter" not in named else []
+        told += [f"another {name}" for name in ("tokenizer", "rope", "format_version") if name in named]
+    told += [f"namespace {nearest.namespace!r}"] if "namespace" in named else []
+    return f" ({', '.join(told)})"

@@ -162,18 +162,20 @@ def test_the_codec_of_the_build_answers(documents, build, ask, kvrag, model):
     assert ask("goats", "--codec", "int8")["cached_tokens"] == ask("goats")["cached_tokens"] > 0
     result = kvrag("ask", "goats", "--codec", "int4", "--model", model)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "packets" in result.stderr
+    assert "found 10 of others in .kvrag (codec raw instead of int4)" in result.stderr
     result = kvrag("ask", "goats", "--codec", "zip", "--model", model)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "raw, int8, fp8, int4" in result.stderr
 
 
-def test_a_store_of_another_model_is_named(documents, build, kvrag, save_model):
+def test_a_store_of_another_model_or_other_options_is_named(documents, build, kvrag, save_model, model):
     build(documents)
     result = kvrag("ask", "goats", "--model", save_model(1))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: expected packets of" in result.stderr
-    assert "found 5 of others in .kvrag" in result.stderr
+    assert "found 5 of others in .kvrag (another model)" in result.stderr
+    result = kvrag("ask", "goats", "--namespace", "other", "--strategy", "control-chat", "--model", model)
+    assert "found 5 of others in .kvrag (another strategy, namespace 'default')" in result.stderr
 
 
 def test_chunks_that_lost_their_packets_are_told_about(documents, build, kvrag, model):
