@@ -125,8 +125,10 @@ def _compare(answers: "list[Answer]", sources: list[dict[str, Any]]) -> None:
     table.add_row("first token", *(f"{answer.first_token_ms:.0f} ms" for answer in answers))
     out.print(table)
     _list(sources, out)
+    faster, slower = sorted(answers, key=lambda answer: answer.first_token_ms)
+    times = slower.first_token_ms / faster.first_token_ms
     out.print(
-        f"first token: {answers[1].strategy} takes {_ratio(answers):.1f} times as long as {answers[0].strategy}"
+        f"first token: {slower.strategy} takes {times:.1f} times as long as {faster.strategy}"
         + (_DOUBTFUL if answers[0].fell_back else ""),
         soft_wrap=True,
     )

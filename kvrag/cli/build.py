@@ -130,7 +130,8 @@ def build(
             change = plan_change(index, name_of(folder), nodes, unreadable)
             with progress_bar("adding chunks", len(change.added)) as advance:
                 change.apply(index, advance)
-            upload(packets)
+            if remote is not None:
+                upload(packets)
     files = len({node.metadata["file_path"] for node in nodes.values()})
     _show(_Summary(files, len(found.skipped), found.hidden, change, report, time.perf_counter() - begin))
 

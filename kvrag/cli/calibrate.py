@@ -159,7 +159,12 @@ def _show(found: "Calibration") -> None:
     left_out = f" ({found.left_out} left out)" if found.left_out else ""
     out.print(
         f"{len(found.comparisons)} questions{left_out}: KL {numbers['kl']:.4f} nats per token of full recompute's "
-        f"answers, {numbers['cached']:.0%} of the rows from packets",
+        f"answers, {numbers['cached']:.0%} of the rows from packets"
+        + (
+            f", {numbers['fell_back']:.0%} of the prompts in doubt and answered once more"
+            if numbers["fell_back"]
+            else ""
+        ),
         soft_wrap=True,
     )
     table = Table("question", "packets", "full recompute", box=None, title="the answers that differ most")

@@ -35,7 +35,7 @@ ModelOption = Annotated[
     str, typer.Option("--model", help='"demo", a folder with a transformers model, or an id on the Hugging Face hub.')
 ]
 StrategyOption = Annotated[
-    str, typer.Option("--strategy", help="How packets are reused: kv-packet, no-recompute or full-recompute.")
+    str, typer.Option("--strategy", help="How packets are reused: kv-packet, no-recompute, full-recompute, ...")
 ]
 AdapterOption = Annotated[
     str, typer.Option("--adapter", help='"auto" for the one shipped for the model, "none", or an adapter file.')

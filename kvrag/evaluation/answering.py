@@ -23,7 +23,8 @@ class Answered:
             so whoever gets them scores them and lets them go.
         prompt_tokens: rows of the prompt.
         computed: rows that went through the model before the first token; where a method computes some rows in some
-            layers only, their mean over the layers.
+            layers only, their mean over the layers; where a prompt was answered twice, the rows of both times.
+        fell_back: whether it was answered once more, since the first token was in doubt.
     """
 
     token_ids: tuple[int, ...]
@@ -31,6 +32,7 @@ class Answered:
     logits: torch.Tensor
     prompt_tokens: int
     computed: float
+    fell_back: bool = False
 
 
 class Answerer(Protocol):

@@ -53,6 +53,7 @@ def calibrate(
                 prompt_tokens=own.prompt_tokens,
                 full_tokens=full.prompt_tokens,
                 probability=float(own.logits[0].float().softmax(-1).max()),
+                fell_back=own.fell_back,
             )
         )
         advance(1)

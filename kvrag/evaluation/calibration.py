@@ -1,5 +1,6 @@
 """The verdict on packets, and the reports that explain it."""
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean
@@ -94,10 +95,15 @@ class Calibration:
         return {
             "good": f"packets answer as full recompute does: {numbers}",
             "mixed": f"answers begin alike and go on differently: {numbers}; read the worst of them side by side",
-            "unclear": f"too few questions to tell: {numbers}; ask more",
+            "unclear": f"too few questions to tell: {numbers}; ask {self._more()}",
             "bad": f"not good enough: {numbers}; train an adapter (kvrag train adapter --data ...) or use --strategy "
             "full-recompute",
         }[self.verdict] + self._advised()
+
+    def _more(self) -> str:
+        """How many questions to ask: with `least`, all first tokens equal, the interval begins at the threshold."""
+        least = math.ceil(math.log(0.025) / math.log(self.threshold)) if 0 < self.threshold < 1 else 0
+        return f"more, {least} at least" if len(self.comparisons) < least else "more"
 
     @property
     def cached(self) -> float:
@@ -128,6 +134,7 @@ class Calibration:
             "f1": round(self.f1, 2),
             "kl": round(fmean(c.kl for c in self.comparisons), 6),
             "cached": round(self.cached, 4),
+            "fell_back": round(fmean(c.fell_back for c in self.comparisons), 4),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -163,6 +170,7 @@ class Calibration:
             f"| F1 against full recompute's answers | {found['f1']:.1f} |",
             f"| KL(full recompute, packets), nats per token | {found['kl']:.4f} |",
             f"| rows of the prompts from packets | {found['cached']:.1%} |",
+            *([f"| prompts in doubt, answered once more | {found['fell_back']:.0%} |"] if found["fell_back"] else []),
             "",
             *self._confidence_table(),
             "## The answers that differ most",

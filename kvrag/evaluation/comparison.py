@@ -27,10 +27,11 @@ class Comparison:
         f1: SQuAD's F1 of the one against the other, 0 to 100.
         kl: KL(full || packets) in nats per token of full recompute's answer.
         first_token_equal: whether both begin with the same token.
-        computed_tokens: rows of the prompt that the strategy computed.
+        computed_tokens: rows of the prompt that the strategy computed; where it fell back, those of both times.
         prompt_tokens: rows of the prompt.
         full_tokens: rows of the prompt by full recompute, which has no soft tokens.
         probability: of the answer's likeliest first token, 0 to 1.
+        fell_back: whether the strategy's own confidence had the prompt answered once more.
     """
 
     question: str
@@ -43,6 +44,7 @@ class Comparison:
     prompt_tokens: int
     full_tokens: int
     probability: float
+    fell_back: bool = False
 
     def stays(self, confidence: float) -> bool:
         """Whether the answer is kept: it is probable enough, or no packet was there that could have misled."""

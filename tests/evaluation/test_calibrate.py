@@ -54,6 +54,7 @@ def test_full_recompute_agrees_with_itself(engine, cases_for):
         "f1": 100,
         "kl": 0,
         "cached": 0,
+        "fell_back": 0,
     }
 
 
@@ -102,7 +103,7 @@ def test_the_whole_interval_decides(equal, n, threshold, verdict):
 def test_few_questions_are_no_verdict():
     assert made(10, 10).summary == (
         "too few questions to tell: first token equal in 10 of 10 (95 % interval 69% to 100%, threshold 90%), "
-        "F1 of the answers 100; ask more"
+        "F1 of the answers 100; ask more, 36 at least"
     )
 
 
@@ -183,6 +184,10 @@ def test_what_is_promised_of_a_confidence_is_what_it_gives(engine, cases_for):
     computed = [c.computed_tokens for c in found.comparisons]
     assert sum(computed) / len(computed) == pytest.approx(promised.computed_tokens, abs=0.1)
     assert sum(rows > 100 for rows in computed) / len(computed) == promised.recomputed
+    assert found.numbers()["fell_back"] == promised.recomputed
+    assert [c.fell_back for c in found.comparisons] == [rows > 100 for rows in computed]
+    assert f"| prompts in doubt, answered once more | {promised.recomputed:.0%} |" in found.as_markdown()
+    assert "once more" not in plain.as_markdown()
 
 
 def test_no_advice_costs_as_much_as_full_recompute():
