@@ -4,8 +4,8 @@
 
 Every job is one `kvrag eval quality`; on each GPU there are as many at a time as `--jobs` says. `data` holds
 `squad_dev.json.gz`, `multihop.jsonl.gz` and `mtrag.jsonl.gz`; jobs whose file is missing are left out and named. The
-file is written after every job. One that is there already is completed: jobs whose rows it has are not done again, so
-delete it when the adapter is another one.
+file is written after every job. One that is there already is completed: jobs of which it has a row for every method are
+not done again, so delete it when the adapter is another one.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 
 SQUAD, MULTIHOP, MTRAG = "squad_dev.json.gz", "multihop.jsonl.gz", "mtrag.jsonl.gz"
 
+METHODS = ["kv-packet", "kv-packet:confidence=0.4", "no-recompute", "full-recompute"]
 SHIPPED = [
     [SQUAD, "--passages", "8"],
     ["biography", "--passages", "8"],
@@ -87,15 +88,22 @@ def done(report: dict, source: str, options: list[str]) -> bool:
     """Whether a report has a job's rows."""
     wanted = {"--template": "llama-index-compact"} | dict(zip(options[::2], options[1::2], strict=True))
     job = (source.split(".")[0], wanted["--template"], int(wanted["--passages"]))
-    return any((row["dataset"], row["template"], row["passages"]) == job for row in report.get("rows", []))
+    return {row["method"] for row in report.get("rows", []) if job_of(row) == job} >= set(METHODS)
+
+
+def job_of(row: dict) -> tuple[str, str, int]:
+    """What a row was measured on."""
+    return row["dataset"], row["template"], row["passages"]
 
 
 def merged(known: dict, found: dict[int, dict], parts: list[str]) -> dict:
-    """What a file said, and the reports of some jobs."""
+    """What a file said, and the reports of some jobs, whose rows replace earlier ones."""
     report = copy.deepcopy(known)
     for number in sorted(found):
         where = report.setdefault(parts[number], {}) if parts[number] else report
-        where |= found[number] | {"rows": where.get("rows", []) + found[number]["rows"]}
+        again = {job_of(row) for row in found[number]["rows"]}
+        kept = [row for row in where.get("rows", []) if job_of(row) not in again]
+        where |= found[number] | {"rows": kept + found[number]["rows"]}
     return report
 
 
@@ -115,7 +123,7 @@ def work(
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "quality.json"
             command = [sys.executable, "-m", "kvrag", "eval", "quality", "--model", args.model, *jobs[number]]
-            command += ["--batch-tokens", args.batch_tokens, "--out", str(out)]
+            command += ["--methods", ",".join(METHODS), "--batch-tokens", args.batch_tokens, "--out", str(out)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             sys.stdout.write(done.stdout)
             if done.returncode:

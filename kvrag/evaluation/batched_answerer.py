@@ -1,6 +1,7 @@
-"""Answers many cases in one pass, for strategies that only attach and for full recompute."""
+"""Answers many cases in one pass, for strategies that only attach and for full recompute, also of what is in doubt."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kvrag.adapter import Adapter
 from kvrag.batched import generate_greedily, soft_table
@@ -10,7 +11,7 @@ from kvrag.generate import TextStream
 from kvrag.model import LanguageModel
 from kvrag.packed_rows import Branch, PromptTree
 from kvrag.packing import pack_prompts
-from kvrag.prompt import TextSegment, segment_prompt
+from kvrag.prompt import PacketSegment, TextSegment, segment_prompt
 from kvrag.qa.templates import FilledPrompt
 from kvrag.strategies import Strategy
 from kvrag.training.examples import Grower
@@ -58,7 +59,26 @@ class BatchedAnswerer:
             computed = int(rows.last_reads[number, 0]) + 1 if strategy.attaches else total
             logits = predicted[number] if predicted is not None else found.logits[: len(own), number, 0]
             answers.append(Answered(tuple(own), self._text(tree, own), logits, total, computed))
+        if strategy.fallback is not None:
+            doubtful = [n for n, tree in enumerate(trees) if _in_doubt(strategy, tree, answers[n])]
+            self._answer_again(answers, cases, doubtful, strategy.fallback, given)
         return answers
+
+    def _answer_again(
+        self,
+        answers: list[Answered],
+        cases: Sequence[Case],
+        doubtful: Sequence[int],
+        fallback: Strategy,
+        given: Sequence[Sequence[int]] | None,
+    ) -> None:
+        """Put the fallback's answers to these cases in the place of those that are there."""
+        if not doubtful:
+            return
+        predicted = None if given is None else [given[n] for n in doubtful]
+        again = self.answer([cases[n] for n in doubtful], fallback, predicted)
+        for n, answer in zip(doubtful, again, strict=True):
+            answers[n] = replace(answer, computed=answers[n].computed + answer.computed, fell_back=True)
 
     def _tree(self, case: Case, strategy: Strategy, given: tuple[int, ...]) -> PromptTree:
         if strategy.matches:
@@ -73,3 +93,9 @@ class BatchedAnswerer:
     def _text(self, tree: PromptTree, tokens: Sequence[int]) -> str:
         stream = TextStream(self._model.tokenizer, tree.branches[0].ids, ())
         return "".join(stream.push(t) for t in tokens if t not in self._model.stop_ids) + stream.finish()
+
+
+def _in_doubt(strategy: Strategy, tree: PromptTree, answer: Answered) -> bool:
+    """Whether packets, of which there have to be some, leave the model in doubt about its first token."""
+    attached = any(isinstance(segment, PacketSegment) for segment in tree.trunk)
+    return attached and float(answer.logits[0].float().softmax(-1).max()) < strategy.doubts_below

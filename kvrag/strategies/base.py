@@ -68,7 +68,8 @@ class Strategy(ABC):
     @property
     def packs(self) -> bool:
         """Whether many prompts can be laid out in one pass of `kvrag.packing`, which attends to all rows alike."""
-        return self.selection is self.fallback is None and self.score_scale == self.merge_scale == 1.0
+        alike = self.selection is None and self.score_scale == self.merge_scale == 1.0
+        return alike and (self.fallback is None or self.fallback.packs)
 
     def fitted(self, framing: Framing) -> Self:
         """The strategy for one model: tokens that it was described by are ids now. A fitted one stays as it is."""
