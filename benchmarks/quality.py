@@ -35,8 +35,8 @@ SHIPPED = [
     [SQUAD, "--passages", "4", "--limit", "5665"],  # as long as all others together
 ]
 WITHOUT_SQUAD = [
-    [SQUAD, "--passages", "4"],
-    [SQUAD, "--passages", "8"],
+    [SQUAD, "--passages", "4", "--limit", "500"],
+    [SQUAD, "--passages", "8", "--limit", "500"],
 ]
 
 
@@ -97,13 +97,14 @@ def job_of(row: dict) -> tuple[str, str, int]:
 
 
 def merged(known: dict, found: dict[int, dict], parts: list[str]) -> dict:
-    """What a file said, and the reports of some jobs, whose rows replace earlier ones."""
+    """What a file said, and the reports of some jobs, whose rows replace earlier ones; the newest has the last word."""
     report = copy.deepcopy(known)
     for number in sorted(found):
         where = report.setdefault(parts[number], {}) if parts[number] else report
         again = {job_of(row) for row in found[number]["rows"]}
         kept = [row for row in where.get("rows", []) if job_of(row) not in again]
-        where |= found[number] | {"rows": kept + found[number]["rows"]}
+        fresh = [row | {"date": found[number]["date"]} for row in found[number]["rows"]]
+        where |= found[number] | {"rows": kept + fresh}
     return report
 
 

@@ -65,7 +65,6 @@ class PackedRows:
         answer_rows: `[A]` rows whose logits predict `answer_ids`.
         answer_ids: `[A]`; `NO_ANSWER` where there is nothing to predict.
         labels: `[A]` the same without what is the question's own.
-        answer_branch: `[A]` number of the branch, counted through all prompts.
         last_reads: `[B, M]` number among a prompt's reads of each branch's last row before its answer; prompts with
             fewer branches repeat their last.
         last_rows: `[B, M]` the same as row numbers.
@@ -82,7 +81,6 @@ class PackedRows:
     answer_rows: torch.Tensor
     answer_ids: torch.Tensor
     labels: torch.Tensor
-    answer_branch: torch.Tensor
     last_reads: torch.Tensor
     last_rows: torch.Tensor
     ends: torch.Tensor

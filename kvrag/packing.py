@@ -31,11 +31,10 @@ def pack_prompts(
         sizes: to fill up to, with rows that nothing sees and that predict nothing; they have to hold the prompts'.
     """
     spans, reads = _Rows(), _Rows()
-    answers: list[tuple[int, int, int, int]] = []  # (number among the reads, token, label, branch)
+    answers: list[tuple[int, int, int]] = []  # (number among the reads, token, label)
     last: list[list[int]] = []
     ends: list[list[int]] = []
     total: list[int] = []
-    branches = 0
     recipe = strategy.recipe(adapter)
     for number, prompt in enumerate(prompts):
         segments = [*prompt.trunk, TextSegment(prompt.branches[0].ids, 0, 0)]
@@ -60,14 +59,13 @@ def pack_prompts(
         last.append([])
         ends.append([])
         for branch in prompt.branches:
-            branches += 1
             ids = [*branch.ids, *branch.answer[:-1]]
             first = len(reads.ids)
             reads.add(number, NO_SPAN, ids, range(starts[-1], starts[-1] + len(ids)), order, len(last[-1]) + 1)
             final = first + len(branch.ids) - 1
             labels = [NO_ANSWER] * branch.asked + [*branch.answer[branch.asked :]]
             pairs = zip(branch.answer, labels, strict=True)
-            answers += [(final + i, token, label, branches - 1) for i, (token, label) in enumerate(pairs)]
+            answers += [(final + i, token, label) for i, (token, label) in enumerate(pairs)]
             last[-1].append(final)
             ends[-1].append(starts[-1] + len(branch.ids))
     if sizes is not None:
@@ -133,7 +131,7 @@ def _wrapped(
     spans.branches[first : first + dropped] = [_NO_BRANCH] * dropped
 
 
-def _fill_up(spans: _Rows, reads: _Rows, answers: list[tuple[int, int, int, int]], sizes: RowSizes) -> None:
+def _fill_up(spans: _Rows, reads: _Rows, answers: list[tuple[int, int, int]], sizes: RowSizes) -> None:
     """Add rows wherever prompts leave room, until there are as many as asked for."""
     of_reads = Counter(reads.prompts)
     of_keys = of_reads + Counter(spans.prompts)
@@ -144,7 +142,7 @@ def _fill_up(spans: _Rows, reads: _Rows, answers: list[tuple[int, int, int, int]
         of_keys[number] += count
         missing -= count
     assert not missing, "reads for which no prompt has room"
-    answers += [(len(reads.ids) - 1, NO_ANSWER, NO_ANSWER, 0)] * (sizes.answers - len(answers))
+    answers += [(len(reads.ids) - 1, NO_ANSWER, NO_ANSWER)] * (sizes.answers - len(answers))
     missing, filler = sizes.span_rows - len(spans.ids), len(spans.ids)
     for number in range(sizes.prompts):
         room = min(missing, sizes.keys - of_keys[number])
@@ -175,7 +173,7 @@ def _size(segment: Segment, recipe: Recipe | None) -> int:
 def _packed(
     spans: _Rows,
     reads: _Rows,
-    answers: list[tuple[int, int, int, int]],
+    answers: list[tuple[int, int, int]],
     last: list[list[int]],
     ends: list[list[int]],
     total: list[int],
@@ -201,10 +199,9 @@ def _packed(
             spans.branches + reads.branches,
             least=least,
         ),
-        answer_rows=torch.tensor([before + read for read, _, _, _ in answers], dtype=torch.long),
-        answer_ids=torch.tensor([token for _, token, _, _ in answers], dtype=torch.long),
-        labels=torch.tensor([label for _, _, label, _ in answers], dtype=torch.long),
-        answer_branch=torch.tensor([branch for _, _, _, branch in answers], dtype=torch.long),
+        answer_rows=torch.tensor([before + read for read, _, _ in answers], dtype=torch.long),
+        answer_ids=torch.tensor([token for _, token, _ in answers], dtype=torch.long),
+        labels=torch.tensor([label for _, _, label in answers], dtype=torch.long),
         last_reads=final - first_read[:, None],
         last_rows=final + before,
         ends=torch.tensor([of_prompt + of_prompt[-1:] * (most - len(of_prompt)) for of_prompt in ends]),

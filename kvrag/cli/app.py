@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any
@@ -85,7 +86,8 @@ def catch_interrupts() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     _interrupted.set()
-    os.write(2, b"stopping; Ctrl-C once more ends it at once\n")  # print may be in the middle of something
+    with suppress(OSError):
+        os.write(2, b"stopping; Ctrl-C once more ends it at once\n")  # print may be in the middle of something
     raise KeyboardInterrupt
 
 

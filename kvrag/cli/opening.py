@@ -1,18 +1,19 @@
 """Opening what `kvrag build` made, to ask it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from kvrag.cli.folder import StoreFolder
-from kvrag.errors import StoreError
+from kvrag.errors import CorruptPacketError, StoreError
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
 
     from kvrag.engine import PacketEngine
+    from kvrag.packet import Scope
 
 __all__ = ["open_built"]
 
@@ -77,27 +78,40 @@ def _check_packets(engine: "PacketEngine", place: StoreFolder) -> None:
     if size.packets:
         raise StoreError(
             f"expected packets of {engine.model.name} with strategy {engine.strategy.name!r} in namespace "
-            f"{engine.namespace!r}, found {size.packets} of others in {place.root}{_nearest(engine)}; ask with the "
+            f"{engine.namespace!r}, found {size.packets} in {place.root} that do not serve{_why(engine)}; ask with the "
             "model and the options of the build, or build again"
         )
 
 
-def _nearest(engine: "PacketEngine") -> str:
-    """In what the packets that are there differ from those looked for: of all kinds, the one that differs least."""
-    rows = {row.scope: row.key for row in engine.store.ls()}
-    wanted = engine.scope()
-    scopes = [packet.scope for key in rows.values() if (packet := engine.store.get(key))]
-    if not scopes:
+def _why(engine: "PacketEngine") -> str:
+    """What sets the packets that are there apart from those looked for: of all kinds, the one that differs least."""
+    wanted, found = engine.scope(), _scopes(engine)
+    if not found:
         return ""
-    nearest = min(scopes, key=lambda scope: len(wanted.differences(scope)))
+    nearest = min(found, key=lambda scope: len(wanted.differences(scope)))
     named = wanted.differences(nearest)
     if "weights" in named or "config" in named:
         told = ["another model"]  # whose adapter and tokenizer are others too
     else:
-        pairs = [(name, getattr(nearest.identity, name, ""), getattr(wanted.identity, name, "")) for name in named]
-        told = [f"{name} {theirs} instead of {mine}" for name, theirs, mine in pairs if name in ("codec", "dtype")]
-        told += ["another adapter"] if "adapter" in named else []
-        told += ["another strategy"] if "recipe" in named and "adapter" not in named else []
+        values = (
+            (name, getattr(nearest.identity, name), getattr(wanted.identity, name)) for name in ("codec", "dtype")
+        )
+        told = [f"{name} {theirs} instead of {mine}" for name, theirs, mine in values if theirs != mine]
+        changed = [what for name, what in (("adapter", "adapter"), ("recipe", "strategy")) if name in named]
+        told += [f"another {' or '.join(changed)}"] if changed else []
         told += [f"another {name}" for name in ("tokenizer", "rope", "format_version") if name in named]
     told += [f"namespace {nearest.namespace!r}"] if "namespace" in named else []
-    return f" ({', '.join(told)})"
+    return f" ({', '.join(told) or 'no text leads to them'})"
+
+
+def _scopes(engine: "PacketEngine") -> "list[Scope]":
+    """Those of the packets on this disk, as far as their files can be read."""
+    found: dict[str, Scope] = {}
+    for row in engine.store.ls():
+        if row.scope not in found:
+            with suppress(CorruptPacketError, OSError):
+                file = engine.store.open(row.key)
+                if file is not None:
+                    with file:
+                        found[row.scope] = file.header.scope
+    return list(found.values())

@@ -12,7 +12,9 @@ import pytest
 
 from kvrag.cli import build as build_command
 from kvrag.cli.documents import Skipped, UnreadableError, find_files, read_documents
+from kvrag.sources import open_model
 from tests.cli.collections_of_files import BELLS, BOXES, BREAD, GOATS, LAMPS
+from tests.training.test_packed_pass import make_adapter
 
 CHUNKS = "chunks   {} added, {} unchanged, {} removed"
 
@@ -165,7 +167,7 @@ def test_the_codec_of_the_build_answers(documents, build, ask, kvrag, model):
     assert ask("goats", "--codec", "int8")["cached_tokens"] == ask("goats")["cached_tokens"] > 0
     result = kvrag("ask", "goats", "--codec", "int4", "--model", model)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "found 10 of others in .kvrag (codec raw instead of int4)" in result.stderr
+    assert "found 10 in .kvrag that do not serve (codec raw instead of int4)" in result.stderr
     result = kvrag("ask", "goats", "--codec", "zip", "--model", model)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "raw, int8, fp8, int4" in result.stderr
@@ -176,9 +178,25 @@ def test_a_store_of_another_model_or_other_options_is_named(documents, build, kv
     result = kvrag("ask", "goats", "--model", save_model(1))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: expected packets of" in result.stderr
-    assert "found 5 of others in .kvrag (another model)" in result.stderr
+    assert "found 5 in .kvrag that do not serve (another model)" in result.stderr
     result = kvrag("ask", "goats", "--namespace", "other", "--strategy", "control-chat", "--model", model)
-    assert "found 5 of others in .kvrag (another strategy, namespace 'default')" in result.stderr
+    assert "found 5 in .kvrag that do not serve (another strategy, namespace 'default')" in result.stderr
+
+
+def test_packets_with_another_adapter_or_without_texts_are_named(documents, build, kvrag, model, tmp_path):
+    adapter = tmp_path / "adapter.safetensors"
+    make_adapter(open_model(str(model), "cpu")).save(adapter)
+    build(documents, "--adapter", adapter)
+    result = kvrag("ask", "goats", "--adapter", "none", "--model", model)
+    assert "that do not serve (another adapter or strategy)" in result.stderr
+    first = min(Path(".kvrag/packets/packets").rglob("*.safetensors"), key=lambda path: path.name)
+    first.write_bytes(b"")
+    assert kvrag("ask", "goats", "--adapter", "none", "--model", model).stderr == result.stderr
+    kvrag("store", "repair")
+    Path(".kvrag/packets/index.sqlite").unlink()
+    kvrag("store", "repair")
+    result = kvrag("ask", "goats", "--adapter", adapter, "--model", model)
+    assert "found 4 in .kvrag that do not serve (no text leads to them)" in result.stderr
 
 
 def test_chunks_that_lost_their_packets_are_told_about(documents, build, kvrag, model):

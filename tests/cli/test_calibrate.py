@@ -134,6 +134,6 @@ def test_wrong_usage(calibrate, kvrag, tmp_path):
     assert_fails(calibrate("--report", "no/such/report.md"), 2, "make it first")
     assert_fails(calibrate("--max-new-tokens", 4095), 1, "expected questions that fit into 4096 tokens")
     assert_fails(calibrate("--namespace", "empty", "--strategy", "full-recompute"), 1, "found none; build them")
-    assert_fails(calibrate("--namespace", "empty"), 1, "found 5 of others")
+    assert_fails(calibrate("--namespace", "empty"), 1, "found 5 in")
     assert_fails(kvrag("calibrate", "--questions", tmp_path / "nothing"), 2, "does not exist")
     assert_fails(kvrag("calibrate", "--store", tmp_path / "nothing"), 1, "run: kvrag build FOLDER")

@@ -127,7 +127,6 @@ def test_answer_rows_predict_the_answer(tiny):
     branches = (Branch((5, 6, 7), (8, 9, 2)), Branch((5, 11), (12, 2)))
     rows = pack_prompts([PromptTree((TextSegment((3, 4), 0, 0),), branches)], FullRecompute(segmented=True), None)
     assert rows.answer_ids.tolist() == [8, 9, 2, 12, 2]
-    assert rows.answer_branch.tolist() == [0, 0, 0, 1, 1]
     assert rows.ids[rows.answer_rows].tolist() == [7, 8, 9, 11, 12]
     assert rows.positions[rows.answer_rows].tolist() == [4, 5, 6, 3, 4]
 

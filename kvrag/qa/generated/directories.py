@@ -134,7 +134,11 @@ STORIES = (
             "room": Fact(
                 "room {letter}{100-999}",
                 ("{Desk|Office}: {value}.", "{Come to|Knock at} {value} {any time|in the morning}."),
-                ("In {which|what} room does {name} sit?", "{Which|What} room {is|has} {name}{ in|}?"),
+                (
+                    "In {which|what} room does {name} sit?",
+                    "{Which|What} room is {name} in?",
+                    "{Which|What} room has {name}?",
+                ),
             ),
             "extension": Fact(
                 "extension {1000-9999}",
