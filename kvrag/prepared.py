@@ -10,7 +10,7 @@ from kvrag.packet import Packet, PacketKey
 from kvrag.prompt import PacketSegment, Segment, SoftSegment
 from kvrag.recompute import Selection
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "certainty"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Prepared:
 
     def instead(self, logits: torch.Tensor) -> "Prepared | None":
         """The fallback, if it has to answer by the model's logits `[vocab]` of the first token."""
-        if self.fallback is None or float(logits.float().softmax(-1).max()) >= self.doubts_below:
+        if self.fallback is None or certainty(logits) >= self.doubts_below:
             return None
         return self.fallback
 
@@ -70,3 +70,8 @@ class Prepared:
         if isinstance(segment, PacketSegment):
             return self.packets[segment.key].tokens
         return segment.tokens if isinstance(segment, SoftSegment) else len(segment.ids)
+
+
+def certainty(logits: torch.Tensor) -> float:
+    """The probability of the likeliest token by logits `[vocab]`: what a confidence is compared with."""
+    return float(logits.float().softmax(-1).max())

@@ -126,9 +126,8 @@ def _compare(answers: "list[Answer]", sources: list[dict[str, Any]]) -> None:
     out.print(table)
     _list(sources, out)
     faster, slower = sorted(answers, key=lambda answer: answer.first_token_ms)
-    times = slower.first_token_ms / faster.first_token_ms
     out.print(
-        f"first token: {slower.strategy} takes {times:.1f} times as long as {faster.strategy}"
+        f"first token: {slower.strategy} takes {_ratio([faster, slower]):.1f} times as long as {faster.strategy}"
         + (_DOUBTFUL if answers[0].fell_back else ""),
         soft_wrap=True,
     )

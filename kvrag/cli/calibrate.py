@@ -157,14 +157,11 @@ def _show(found: "Calibration") -> None:
     style = {"good": "bold green", "bad": "bold red"}.get(found.verdict, "bold yellow")
     out.print(Text(printable(found.summary), style=style), soft_wrap=True)
     left_out = f" ({found.left_out} left out)" if found.left_out else ""
+    doubtful = numbers["fell_back"]
+    again = f", {doubtful:.0%} of the prompts in doubt and answered once more" if doubtful else ""
     out.print(
         f"{len(found.comparisons)} questions{left_out}: KL {numbers['kl']:.4f} nats per token of full recompute's "
-        f"answers, {numbers['cached']:.0%} of the rows from packets"
-        + (
-            f", {numbers['fell_back']:.0%} of the prompts in doubt and answered once more"
-            if numbers["fell_back"]
-            else ""
-        ),
+        f"answers, {numbers['cached']:.0%} of the rows from packets{again}",
         soft_wrap=True,
     )
     table = Table("question", "packets", "full recompute", box=None, title="the answers that differ most")

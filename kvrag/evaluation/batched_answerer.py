@@ -11,6 +11,7 @@ from kvrag.generate import TextStream
 from kvrag.model import LanguageModel
 from kvrag.packed_rows import Branch, PromptTree
 from kvrag.packing import pack_prompts
+from kvrag.prepared import certainty
 from kvrag.prompt import PacketSegment, TextSegment, segment_prompt
 from kvrag.qa.templates import FilledPrompt
 from kvrag.strategies import Strategy
@@ -98,4 +99,4 @@ class BatchedAnswerer:
 def _in_doubt(strategy: Strategy, tree: PromptTree, answer: Answered) -> bool:
     """Whether packets, of which there have to be some, leave the model in doubt about its first token."""
     attached = any(isinstance(segment, PacketSegment) for segment in tree.trunk)
-    return attached and float(answer.logits[0].float().softmax(-1).max()) < strategy.doubts_below
+    return attached and certainty(answer.logits[0]) < strategy.doubts_below

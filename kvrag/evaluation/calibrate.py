@@ -10,6 +10,7 @@ from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.metrics import answer_f1, kl_divergence
 from kvrag.evaluation.quality import FULL, methods_from_names
 from kvrag.evaluation.report import Setup
+from kvrag.prepared import certainty
 
 __all__ = ["calibrate"]
 
@@ -52,7 +53,7 @@ def calibrate(
                 computed_tokens=own.computed,
                 prompt_tokens=own.prompt_tokens,
                 full_tokens=full.prompt_tokens,
-                probability=float(own.logits[0].float().softmax(-1).max()),
+                probability=certainty(own.logits[0]),
                 fell_back=own.fell_back,
             )
         )
