@@ -1,17 +1,18 @@
 """Many prompts at once through the model: what training differentiates, and what measures quality at scale."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from kvrag.adapter import Adapter
-from kvrag.attach import PackedPass, StepPass
+from kvrag.attach import PackedPass, PackedRanking, StepPass
 from kvrag.model import LanguageModel
 from kvrag.packed_rows import SOFT_PARTS, PackedRows
 from kvrag.writer import Writer
 
-__all__ = ["Generated", "compute_rows", "generate_greedily", "soft_table", "writing"]
+__all__ = ["Generated", "compute_rows", "generate_greedily", "rank_packets", "soft_table", "writing"]
 
 
 def soft_table(adapter: Adapter | None, device: torch.device) -> torch.Tensor | None:
@@ -27,15 +28,41 @@ def writing(model: LanguageModel, writer: Writer | None, rows: PackedRows) -> Ab
 
 
 def compute_rows(
-    model: LanguageModel, rows: PackedRows, soft: torch.Tensor | None, wanted: torch.Tensor, *, keep: bool = False
+    model: LanguageModel,
+    rows: PackedRows,
+    soft: torch.Tensor | None,
+    wanted: torch.Tensor,
+    *,
+    keep: bool = False,
+    ranking: PackedRanking | None = None,
 ) -> tuple[torch.Tensor, PackedPass]:
     """Logits `[n, vocab]` of the rows `wanted` [n], and the pass; gradients flow into `soft` `[n, hidden]`."""
     embeds = model.embed(rows.ids)
     if len(rows.soft_rows):
         assert soft is not None, "rows with soft tokens come from an adapter that has some"
         embeds = embeds.index_copy(0, rows.soft_rows, soft[rows.soft].to(embeds.dtype))
-    current = PackedPass(rows.layout, keep=keep)
+    current = PackedPass(rows.layout, keep=keep, ranking=ranking)
     return model.run(embeds, rows.positions, current, wanted), current
+
+
+@torch.no_grad()
+def rank_packets(
+    model: LanguageModel, rows: PackedRows, soft: torch.Tensor | None, writer: Writer | None, asking: Sequence[int]
+) -> list[list[float]]:
+    """The attention that the last rows before each prompt's answer pay to its packets, as `PackedRanking.shares`.
+
+    Args:
+        model: to run on.
+        rows: of prompts with one branch each.
+        soft: of the adapter.
+        writer: of the adapter.
+        asking: of each prompt how many rows.
+    """
+    last = rows.last_reads[:, 0]
+    ranking = PackedRanking(rows.layout, last, torch.tensor(asking, device=last.device), model.geometry.asking)
+    with writing(model, writer, rows):
+        compute_rows(model, rows, soft, rows.last_rows[:, 0], ranking=ranking)
+    return ranking.shares()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Usage:
     Attributes:
         prompt_tokens: rows of the prompt.
         cached_tokens: rows that came from packets and from states of earlier prompts.
-        computed_tokens: rows that went through the model; if a fallback answered, of its own prompt alone.
+        computed_tokens: rows that went through the model; where a prompt was read twice, the second time alone.
         completion_tokens: tokens generated.
     """
 
@@ -90,6 +90,8 @@ class Completion:
         model: its name.
         strategy: the reuse strategy's name.
         fell_back: whether its fallback gave the answer, since packets left the model in doubt.
+        kept: which of the prompt's packets, counted from 0, it was answered from, the most attended last; None where
+            nothing was left out.
         loading: how its packets got into host memory.
     """
 
@@ -101,6 +103,7 @@ class Completion:
     model: str
     strategy: str
     fell_back: bool = False
+    kept: tuple[int, ...] | None = None
     loading: LoadReport = field(default_factory=LoadReport, compare=False)
 
 

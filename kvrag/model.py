@@ -18,7 +18,17 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
-from kvrag.attach import PASS_KWARG, DevicePool, Geometry, Lane, Pass, Passes, PrivatePass, attend
+from kvrag.attach import (
+    PASS_KWARG,
+    DevicePool,
+    Geometry,
+    Lane,
+    PacketRanking,
+    Pass,
+    Passes,
+    PrivatePass,
+    attend,
+)
 from kvrag.errors import ModelError, PromptError, UnsupportedModelError
 from kvrag.framing import Framing
 from kvrag.joined import join_linears
@@ -51,6 +61,7 @@ class Rows:
         positions: `[S]` positions in the prompt.
         soft: row number to `[n, hidden]` trained embeddings that replace the rows from there on.
         repair: what computes some of the rows, in a pass of its own, when the others are packets in the lane's block.
+        ranking: what is to learn how much attention its last rows pay to packets.
     """
 
     lane: Lane
@@ -58,6 +69,7 @@ class Rows:
     positions: Sequence[int]
     soft: Sequence[tuple[int, torch.Tensor]] = ()
     repair: "Repair | None" = None
+    ranking: PacketRanking | None = None
 
 
 class LanguageModel:
@@ -302,7 +314,8 @@ class LanguageModel:
         positions = [*chain.from_iterable(r.positions for r in rows)]
         wanted = [end - 1 for end in firsts[1:]]
         soft = [(first + row, given) for r, first in zip(rows, firsts, strict=False) for row, given in r.soft]
-        current = self.passes.new([r.lane for r in rows], counts)
+        asking = any(r.ranking is not None for r in rows)
+        current = self.passes.new([r.lane for r in rows], counts, asking=asking)
         logits = None
         if recorded and self.graphs is not None and self.graphs.takes(current):
             logits = self.graphs.run(ids, positions, soft, current, wanted)
@@ -314,6 +327,12 @@ class LanguageModel:
                 embeds[first : first + len(given)] = given
             logits = self.run(embeds, on_device[1], current, on_device[2])
         current.commit()
+        if asking:
+            queries, layers = current.queries(), self.geometry.asking
+            for r, end in zip(rows, firsts[1:], strict=True):
+                if r.ranking is not None:
+                    asked = queries[:, :, end - r.ranking.rows : end]
+                    r.ranking.take(asked, r.lane, layers, self.rope, current.scaling)
         return logits
 
     def freeze(self, *, checkpointing: bool = False) -> None:

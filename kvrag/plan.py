@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from kvrag_kernels.rerotate import rerotate
 
-from kvrag.attach import Block, ComputedStates, DevicePool, Extent, Lane, PoolHold
+from kvrag.attach import Block, ComputedStates, DevicePool, Extent, Lane, PacketRanking, PoolHold
 from kvrag.model import LanguageModel, Rows
+from kvrag.narrowing import ASKING_ROWS
 from kvrag.packet import PacketKey, digest_fields
 from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment, SoftSegment, TextSegment
@@ -46,6 +47,18 @@ class Plan:
         fresh = len(self.rows.ids) if self.rows.repair is None else math.ceil(self.rows.repair.fresh)
         return self.prepared.tokens - fresh
 
+    def again(self, logits: torch.Tensor) -> Prepared | None:
+        """What has to be answered instead, by what the pass over the prompt has found out; None keeps its answer.
+
+        Args:
+            logits: `[vocab]` of the first token.
+        """
+        if self.rows.ranking is not None:
+            assert self.prepared.narrow is not None, "packets are ranked to narrow a prompt"
+            return self.prepared.narrow(self.rows.ranking.shares)
+        instead = self.prepared.instead(logits)
+        return None if instead is None else replace(instead, kept=self.prepared.kept)
+
     def release(self) -> None:
         """Let the packets go; calling it again does nothing."""
         if self.hold is not None:
@@ -61,7 +74,8 @@ def plan_lane(
 ) -> Plan:
     """Attach what is known and list what is to be computed.
 
-    At least the prompt's last row is computed, since the first token is sampled from it.
+    At least the prompt's last row is computed, since the first token is sampled from it; where packets are to be
+    ranked, all rows that ask.
 
     Args:
         model: to run on.
@@ -104,6 +118,8 @@ def _plan(
     positions: list[int] = []
     soft: list[tuple[int, torch.Tensor]] = []
     extents: list[Extent] = []
+    ranked: list[Extent] = []
+    least = 1 if prepared.narrow is None else min(ASKING_ROWS, prepared.length(prepared.segments[-1]))
     texts: list[tuple[str, Sequence[int], torch.Tensor | None, int]] = []
     chain, reusing = prepared.chain, prepared.keeps_computed
     passed: list[object] = []  # kinds, names and positions of the segments that the chain does not cover yet
@@ -111,6 +127,7 @@ def _plan(
         if isinstance(segment, PacketSegment):
             packet, scales = prepared.packets[segment.key], (prepared.score_scale, prepared.merge_scale)
             extents.append(Extent.of_packet(packet, start, len(ids), blocks[segment.key], *scales))
+            ranked.append(extents[-1])
             passed += "packet", segment.key, start
             continue
         if isinstance(segment, SoftSegment):
@@ -120,7 +137,7 @@ def _plan(
             passed = []
         own = _ids(segment)
         is_last = number == len(prepared.segments) - 1
-        known = states.find(chain, own[:-1] if is_last else own) if reusing else None
+        known = states.find(chain, own[:-least] if is_last else own) if reusing else None
         done = 0 if known is None else known.shape[3]
         if known is not None:
             extents.append(Extent(known, 0, 0))
@@ -136,7 +153,8 @@ def _plan(
         passed += "text", own, start
     lane = model.new_lane(len(ids) + new_tokens)
     lane.attach(extents)
-    return Plan(prepared, lane, Rows(lane, ids, positions, soft), texts)
+    ranking = PacketRanking(ranked, least) if prepared.narrow is not None else None
+    return Plan(prepared, lane, Rows(lane, ids, positions, soft, ranking=ranking), texts)
 
 
 def _plan_private(

@@ -1,6 +1,6 @@
 """A prompt that is ready for the device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,6 +29,9 @@ class Prepared:
         score_scale, merge_scale: of its packets, as the strategy has them.
         fallback: the prompt as it is computed where packets leave the model in doubt; None keeps any answer.
         doubts_below: probability of the likeliest first token below which they do.
+        narrow: makes the prompt that is answered of the attention that each packet segment gets; None answers this one.
+        kept: which packets of the prompt it was narrowed from it has, the most attended last; None if it was not.
+        fell_back: whether it is a fallback.
     """
 
     segments: Sequence[Segment]
@@ -43,6 +46,9 @@ class Prepared:
     merge_scale: float = 1.0
     fallback: "Prepared | None" = None
     doubts_below: float = 0.0
+    narrow: "Callable[[Sequence[float]], Prepared] | None" = None
+    kept: tuple[int, ...] | None = None
+    fell_back: bool = False
 
     @cached_property
     def tokens(self) -> int:

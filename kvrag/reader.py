@@ -10,6 +10,7 @@ from kvrag.adapter import Adapter
 from kvrag.loading.loader import Fetched, PacketLoader
 from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
+from kvrag.narrowing import best_packets, narrowed
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment, Segment, segment_prompt, stripped
@@ -150,7 +151,20 @@ def place_segments(
     starts = strategy.starts(arranged, [unplaced.length(segment) for segment in arranged])
     scales = {"score_scale": strategy.score_scale, "merge_scale": strategy.merge_scale}
     placed = replace(unplaced, starts=starts, **scales)
-    if strategy.fallback is None or not any(isinstance(segment, PacketSegment) for segment in arranged):
+    packets_in = sum(isinstance(segment, PacketSegment) for segment in arranged)
+    if not packets_in:
         return placed
-    fallback = place_segments(segments, strategy.fallback, adapter, packets, chain)
-    return replace(placed, fallback=fallback, doubts_below=strategy.doubts_below)
+    if (then := strategy.narrowed) is not None:
+        if packets_in == 1:
+            return place_segments(segments, then, adapter, packets, chain)
+
+        def narrow(attention: Sequence[float]) -> Prepared:
+            best = best_packets(attention, strategy.top_n)
+            again = place_segments(narrowed(segments, best), then, adapter, packets, chain)
+            return replace(again, kept=tuple(best))
+
+        return replace(placed, narrow=narrow)
+    if strategy.fallback is not None:
+        fallback = place_segments(segments, strategy.fallback, adapter, packets, chain)
+        placed = replace(placed, fallback=replace(fallback, fell_back=True), doubts_below=strategy.doubts_below)
+    return placed

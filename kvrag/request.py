@@ -44,7 +44,6 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finished: bool = False
-    fell_back: bool = False
     _attach_ms: float = 0.0
     _first: float = 0.0
     _last: float = 0.0
@@ -75,7 +74,7 @@ class Request:
         return self._sampler is not None and self._sampler.takes_highest
 
     def accept(self, logits: torch.Tensor, highest: int, model: LanguageModel) -> None:
-        """Sample, deliver the new text and notice the end; or begin again, if packets leave the model in doubt.
+        """Sample, deliver the new text and notice the end; or begin again with another prompt, as `Plan.again` says.
 
         Args:
             logits: `[vocab]`.
@@ -84,9 +83,12 @@ class Request:
         """
         assert self._sampler is not None, "rows come before logits"
         assert self._text is not None
-        instead = None if self.tokens else self.prepared.instead(logits)
+        assert self.plan is not None, "logits come from a plan"
+        instead = None if self.tokens else self.plan.again(logits)
         if instead is not None:
-            return self._begin_again(instead)
+            self.plan.release()
+            self.prepared, self.plan = instead, None  # nothing has been delivered yet
+            return
         token = highest if self.takes_highest else self._sampler(logits)
         self.tokens.append(token)
         self._last = time.perf_counter()
@@ -108,12 +110,6 @@ class Request:
         """Deliver an error instead of an answer."""
         self._end()
         self.delivery.put(error)
-
-    def _begin_again(self, prepared: Prepared) -> None:
-        """Plan the prompt anew, as its fallback; nothing has been delivered yet."""
-        assert self.plan is not None, "logits come from a plan"
-        self.plan.release()
-        self.prepared, self.plan, self.fell_back = prepared, None, True
 
     def _end(self) -> None:
         self.finished = True
@@ -143,6 +139,7 @@ class Request:
             ),
             model=model.name,
             strategy=self.strategy,
-            fell_back=self.fell_back,
+            fell_back=self.prepared.fell_back,
+            kept=self.prepared.kept,
             loading=self.loading,
         )

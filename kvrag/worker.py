@@ -60,9 +60,11 @@ def step(
         return waiting
     for request, of_request, token in zip(running, logits, highest, strict=True):
         try:
+            plan = request.plan
             request.accept(of_request, token, model)
-            if request.finished and request.prepared.keeps_computed and request.plan is not None:
-                remember(request.plan, states, request.tokens)
+            ended = request.finished or request.plan is not plan
+            if ended and plan is not None and plan.prepared.keeps_computed:
+                remember(plan, states, request.tokens)
         except Exception as error:
             request.fail(error)
     return [request for request in running if not request.finished] + waiting

@@ -8,6 +8,7 @@ from kvrag.attach.packed import PackedPass, PackedStates, StepPass
 from kvrag.attach.passes import Passes
 from kvrag.attach.pool import DevicePool, PoolHold
 from kvrag.attach.private import PrivatePass, Seen, Watcher
+from kvrag.attach.ranking import PackedRanking, PacketRanking
 from kvrag.attach.threads import release_helpers
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "Lane",
     "PackedLayout",
     "PackedPass",
+    "PackedRanking",
     "PackedStates",
+    "PacketRanking",
     "Pass",
     "Passes",
     "PoolHold",

@@ -89,7 +89,8 @@ class DeviceWorks:
     def _make(self, rows: int, forms: frozenset[str], capacity: dict[str, int]) -> DeviceWork:
         g = self.geometry
         group = g.heads // g.kv_heads
-        options = {"capacity": capacity, "forms": forms, "before": self.arrivals.wait}
+        asking = g.asking if rows > 1 else range(0)  # steps of decoding ask nothing
+        options = {"capacity": capacity, "forms": forms, "before": self.arrivals.wait, "asking": asking}
         work = DeviceWork(self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, **options)
         self._works[rows, forms] = work
         return work
@@ -127,6 +128,7 @@ class DevicePass(LanePass):
         rows: number of rows each lane computes now.
         rope: of the model.
         works: to fill.
+        asking: whether its queries are wanted.
 
     Attributes:
         rows: of all lanes.
@@ -134,11 +136,14 @@ class DevicePass(LanePass):
         work: what its kernels read.
     """
 
-    def __init__(self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], rows: Sequence[int], rope: Rope, works: DeviceWorks, *, asking: bool = False
+    ) -> None:
         super().__init__(lanes, rows)
         self.arrivals = works.arrivals
         self.rows = sum(rows)
-        single = self.rows == len(lanes)
+        self._least = 2 if asking else 1
+        single = self.rows == len(lanes) and not asking
         work = works.advanced(lanes) if single else None
         self.work = work or self._planned(rope, works)
         if single and work is None:
@@ -169,7 +174,7 @@ class DevicePass(LanePass):
         _count_from(works.anchor, readers)
         places = self._places(readers[own], works.geometry.head_dim)
         table = AttentionTable((), *rope.angles(list(turns)[1:]), tuple(groups), (0.0,) * len(groups))
-        return works.filled(first, readers, np.asarray(scales, np.float32), table, places)
+        return works.filled(max(first, self._least), readers, np.asarray(scales, np.float32), table, places)
 
     def _places(self, own: np.ndarray, head_dim: int) -> np.ndarray:
         """`[rows, 4]` where the lanes' next rows go, given the readers `[lanes, 10]` of their own blocks."""
@@ -192,6 +197,11 @@ class DevicePass(LanePass):
         """Write the rows' keys and values `[H, S, D]` into their lanes and attend: `[S, HQ, D]` from `[HQ, S, D]`."""
         self.layers_seen += 1
         return self.work.pass_layer(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), layer, scaling)
+
+    def queries(self) -> torch.Tensor:
+        """Those of the asking layers, `[l, HQ, S, D]`, until the next pass."""
+        self.scaling = self.work.scaling
+        return self.work.queries[:, : self.rows].transpose(1, 2)
 
 
 class PlainPass(LanePass):

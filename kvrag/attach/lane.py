@@ -34,6 +34,12 @@ class Geometry:
     heads: int
     head_dim: int
 
+    @property
+    def asking(self) -> range:
+        """The layers in which a model looks up what it was asked for: behind two thirds of them, up to four fifths."""
+        first = min(round(self.layers * 2 / 3), self.layers - 1)
+        return range(first, max(first + 1, round(self.layers * 4 / 5)))
+
     def block(self, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """An uninitialised `[L, 2, H, tokens, D]`."""
         shape = (self.layers, 2, self.kv_heads, tokens, self.head_dim)
@@ -51,6 +57,10 @@ class Block(Protocol):
     @property
     def place(self) -> Place:
         """Where they are now."""
+        ...
+
+    def keys_in(self, layers: range) -> torch.Tensor:
+        """Keys `[l, H, T, D]` of layers that follow each other."""
         ...
 
 
@@ -97,6 +107,12 @@ class Extent:
     def place(self) -> Place:
         """Where the block is, for the next pass."""
         return _place(self.block) if isinstance(self.block, torch.Tensor) else self.block.place
+
+    def keys_in(self, layers: range) -> torch.Tensor:
+        """Keys `[l, H, T, D]` of layers that follow each other."""
+        if isinstance(self.block, torch.Tensor):
+            return self.block[layers.start : layers.stop, 0]
+        return self.block.keys_in(layers)
 
     @cached_property
     def keys(self) -> tuple[torch.Tensor, ...]:

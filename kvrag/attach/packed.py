@@ -14,6 +14,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvrag.attach.layout import PackedLayout
+from kvrag.attach.ranking import PackedRanking
 
 __all__ = ["PackedPass", "PackedStates", "StepPass", "additive_mask"]
 
@@ -27,10 +28,12 @@ class PackedPass:
     Args:
         layout: on the device of the model.
         keep: keep every layer's keys and values, to generate from (`states`).
+        ranking: is shown the layers that it wants.
     """
 
-    def __init__(self, layout: PackedLayout, *, keep: bool = False) -> None:
+    def __init__(self, layout: PackedLayout, *, keep: bool = False, ranking: PackedRanking | None = None) -> None:
         self.layers_seen = 0
+        self._ranking = ranking
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = {} if keep else None
         self._mask = layout.mask()
         self._added: torch.Tensor | None = None
@@ -56,7 +59,10 @@ class PackedPass:
                 self.kept[layer] = (keys, values)
             if self._added is None:
                 self._added = additive_mask(self._mask, q.shape[1] // k.shape[1], q.dtype)
-            results.append(self._reads.unpad(_read(self._reads.pad(of_reads), keys, values, self._added, scaling)))
+            reading = self._reads.pad(of_reads)
+            if self._ranking is not None and layer in self._ranking.layers:
+                self._ranking.watch(reading, keys, self._mask, scaling)
+            results.append(self._reads.unpad(_read(reading, keys, values, self._added, scaling)))
         return torch.cat(results)
 
     def _attend_spans(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -29,22 +29,24 @@ class Passes:
     """
 
     def __init__(self, geometry: Geometry, rope: Rope, dtype: torch.dtype, device: torch.device) -> None:
-        self._rope = rope
+        self._rope, self._asking = rope, geometry.asking
         self.works: DeviceWorks | None = None
         if device.type == "cuda" and _has_triton():
             from kvrag.attach import device as kernels
 
             self.works = kernels.DeviceWorks.of(geometry, rope, dtype, device)
 
-    def new(self, lanes: Sequence[Lane], rows: Sequence[int]) -> "AttentionPass | DevicePass | PlainPass":
-        """A forward pass over `rows` rows of each lane."""
+    def new(
+        self, lanes: Sequence[Lane], rows: Sequence[int], *, asking: bool = False
+    ) -> "AttentionPass | DevicePass | PlainPass":
+        """A forward pass over `rows` rows of each lane, which keeps the queries of `Geometry.asking` if it is to."""
         if self.works is None:
-            return AttentionPass(lanes, rows, self._rope)
+            return AttentionPass(lanes, rows, self._rope, self._asking if asking else range(0))
         from kvrag.attach.device import DevicePass, PlainPass
 
         if PlainPass.takes(lanes):
             return PlainPass(lanes, rows)
-        return DevicePass(lanes, rows, self._rope, self.works)
+        return DevicePass(lanes, rows, self._rope, self.works, asking=asking)
 
 
 def _has_triton() -> bool:

@@ -64,6 +64,11 @@ class Slot:
             return self.arena.narrow(0, self.begin, self.shape.numel()).view(self.shape)
         return self.arena.view(torch.uint8).narrow(0, self.address, self.stored.numel()).view(self.stored)
 
+    def keys_in(self, layers: range) -> torch.Tensor:
+        """Keys `[l, H, T, D]` of layers that follow each other, likewise."""
+        data, shape = self.data[layers.start : layers.stop], torch.Size((len(layers), *self.shape[1:]))
+        return (data if self.form == "raw" else expand(data, shape, self.form, self.arena.dtype))[:, 0]
+
     @property
     def kv(self) -> torch.Tensor:
         """Keys and values `[L, 2, H, T, D]`: a view of where they are now, or a copy if they are stored in bytes."""

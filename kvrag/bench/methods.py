@@ -96,12 +96,18 @@ def measure_method_times(
     works: dict[str, Work] = {}
 
     def answer(name: str) -> int:
-        plan = plan_lane(model, prepared[name], ComputedStates(0), 1, pool)
-        try:
-            token = int(model.forward([plan.rows])[0].argmax())
-            works[name] = Work.of(prepared[name], plan.computed)
-        finally:
-            plan.release()
+        prompt: Prepared | None = prepared[name]
+        computed, token = 0.0, 0
+        while prompt is not None:
+            plan = plan_lane(model, prompt, ComputedStates(0), 1, pool)
+            try:
+                logits = model.forward([plan.rows])[0]
+                computed += plan.computed
+                prompt = plan.again(logits)
+            finally:
+                plan.release()
+            token = int(logits.argmax())
+        works[name] = Work.of(prepared[name], computed)
         return token
 
     def forget() -> None:

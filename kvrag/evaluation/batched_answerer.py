@@ -1,21 +1,23 @@
-"""Answers many cases in one pass, for strategies that only attach and for full recompute, also of what is in doubt."""
+"""Answers many cases in one pass, for strategies that attach and for full recompute; some of them take another."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from kvrag.adapter import Adapter
-from kvrag.batched import generate_greedily, soft_table
+from kvrag.batched import generate_greedily, rank_packets, soft_table
 from kvrag.evaluation.answering import Answered
 from kvrag.evaluation.cases import Case
 from kvrag.generate import TextStream
 from kvrag.model import LanguageModel
-from kvrag.packed_rows import Branch, PromptTree
+from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed
+from kvrag.packed_rows import Branch, PackedRows, PromptTree
 from kvrag.packing import pack_prompts
 from kvrag.prepared import certainty
 from kvrag.prompt import PacketSegment, TextSegment, segment_prompt
 from kvrag.qa.templates import FilledPrompt
 from kvrag.strategies import Strategy
 from kvrag.training.examples import Grower
+from kvrag.writer import Writer
 
 __all__ = ["BatchedAnswerer"]
 
@@ -42,44 +44,57 @@ class BatchedAnswerer:
         self, cases: Sequence[Case], strategy: Strategy, given: Sequence[Sequence[int]] | None = None
     ) -> list[Answered]:
         """As `Answerer.answer`."""
-        model, adapter = self._model, self._adapter
-        strategy = strategy.fitted(model.framing)
+        strategy = strategy.fitted(self._model.framing)
         forced = given or [()] * len(cases)
         trees = [self._tree(case, strategy, tuple(tokens)) for case, tokens in zip(cases, forced, strict=True)]
-        rows = pack_prompts(trees, strategy, adapter).to(model.device)
-        writer = None
-        if adapter is not None and strategy.recipe(adapter).writer:
-            writer = adapter.writer_on(model.device, model.dtype)
-        found = generate_greedily(model, rows, self._soft, writer, self._max_new_tokens, keep_logits=given is None)
-        sizes = [len(tokens) for tokens in forced]
-        predicted = found.given.split(sizes) if given is not None else None
+        return self._answer(trees, strategy, keep_logits=given is None)
+
+    def _answer(self, trees: Sequence[PromptTree], strategy: Strategy, *, keep_logits: bool) -> list[Answered]:
+        rows, writer = self._packed(trees, strategy)
+        if strategy.narrowed is not None:
+            return self._answer_narrowed(trees, strategy, rows, writer, keep_logits=keep_logits)
+        found = generate_greedily(self._model, rows, self._soft, writer, self._max_new_tokens, keep_logits=keep_logits)
+        sizes = [len(tree.branches[0].answer) for tree in trees]
+        predicted = None if keep_logits else found.given.split(sizes)
         answers: list[Answered] = []
         for number, tree in enumerate(trees):
             (own,) = found.tokens[number]
-            total = rows.sizes[number]
-            computed = int(rows.last_reads[number, 0]) + 1 if strategy.attaches else total
             logits = predicted[number] if predicted is not None else found.logits[: len(own), number, 0]
-            answers.append(Answered(tuple(own), self._text(tree, own), logits, total, computed))
+            computed = _computed(rows, number, strategy)
+            answers.append(Answered(tuple(own), self._text(tree, own), logits, rows.sizes[number], computed))
         if strategy.fallback is not None:
             doubtful = [n for n, tree in enumerate(trees) if _in_doubt(strategy, tree, answers[n])]
-            self._answer_again(answers, cases, doubtful, strategy.fallback, given)
+            left = [trees[n] for n in doubtful]
+            again = self._answer(left, strategy.fallback, keep_logits=keep_logits) if left else []
+            for n, answer in zip(doubtful, again, strict=True):
+                answers[n] = replace(answer, computed=answers[n].computed + answer.computed, fell_back=True)
         return answers
 
-    def _answer_again(
+    def _answer_narrowed(
         self,
-        answers: list[Answered],
-        cases: Sequence[Case],
-        doubtful: Sequence[int],
-        fallback: Strategy,
-        given: Sequence[Sequence[int]] | None,
-    ) -> None:
-        """Put the fallback's answers to these cases in the place of those that are there."""
-        if not doubtful:
-            return
-        predicted = None if given is None else [given[n] for n in doubtful]
-        again = self.answer([cases[n] for n in doubtful], fallback, predicted)
-        for n, answer in zip(doubtful, again, strict=True):
-            answers[n] = replace(answer, computed=answers[n].computed + answer.computed, fell_back=True)
+        trees: Sequence[PromptTree],
+        strategy: Strategy,
+        rows: PackedRows,
+        writer: Writer | None,
+        *,
+        keep_logits: bool,
+    ) -> list[Answered]:
+        """Answers from the packets that the questions attend to most."""
+        assert strategy.narrowed is not None
+        asking = [min(ASKING_ROWS, len(tree.branches[0].ids)) for tree in trees]
+        attention = rank_packets(self._model, rows, self._soft, writer, asking)
+        narrower = [_narrowed(tree, found, strategy.top_n) for tree, found in zip(trees, attention, strict=True)]
+        answers = self._answer(narrower, strategy.narrowed, keep_logits=keep_logits)
+        first = [_computed(rows, n, strategy) * (_packets(tree) > 1) for n, tree in enumerate(trees)]
+        return [replace(a, computed=a.computed + before) for a, before in zip(answers, first, strict=True)]
+
+    def _packed(self, trees: Sequence[PromptTree], strategy: Strategy) -> tuple[PackedRows, Writer | None]:
+        """The rows of a pass over prompts, and what encodes their chunks."""
+        model, adapter = self._model, self._adapter
+        writer = None
+        if adapter is not None and strategy.recipe(adapter).writer:
+            writer = adapter.writer_on(model.device, model.dtype)
+        return pack_prompts(trees, strategy, adapter).to(model.device), writer
 
     def _tree(self, case: Case, strategy: Strategy, given: tuple[int, ...]) -> PromptTree:
         if strategy.matches:
@@ -98,5 +113,21 @@ class BatchedAnswerer:
 
 def _in_doubt(strategy: Strategy, tree: PromptTree, answer: Answered) -> bool:
     """Whether packets, of which there have to be some, leave the model in doubt about its first token."""
-    attached = any(isinstance(segment, PacketSegment) for segment in tree.trunk)
-    return attached and certainty(answer.logits[0]) < strategy.doubts_below
+    return _packets(tree) > 0 and certainty(answer.logits[0]) < strategy.doubts_below
+
+
+def _packets(tree: PromptTree) -> int:
+    return sum(isinstance(segment, PacketSegment) for segment in tree.trunk)
+
+
+def _narrowed(tree: PromptTree, attention: Sequence[float], top_n: int) -> PromptTree:
+    """The prompt with the best of its packets, if it has several."""
+    count = _packets(tree)
+    if count < 2:
+        return tree
+    return replace(tree, trunk=tuple(narrowed(tree.trunk, best_packets(attention[:count], top_n))))
+
+
+def _computed(rows: PackedRows, number: int, strategy: Strategy) -> int:
+    """Rows of a prompt that go through the model at question time."""
+    return int(rows.last_reads[number, 0]) + 1 if strategy.attaches else rows.sizes[number]

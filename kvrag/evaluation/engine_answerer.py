@@ -88,7 +88,7 @@ def _answer(
             torch.stack(case.logits),
             case.plan.prepared.tokens,
             case.computed,
-            case.fell_back,
+            case.plan.prepared.fell_back,
         )
         for case in cases
     ]
@@ -100,7 +100,6 @@ class _Case:
     Attributes:
         plan: of the prompt.
         computed: rows that went through the model before the first token.
-        fell_back: whether its fallback was computed.
         own: tokens of the answer.
         logits: behind the prompt, and behind every token in the lane that follows it.
         prompt_rows: rows of the lane's own that belong to the prompt.
@@ -110,18 +109,16 @@ class _Case:
         self.plan = plan_lane(model, prepared, ComputedStates(0), limit)
         self._limit = limit
         self.computed = 0.0
-        self.fell_back = False
         self.own: list[int] = []
         self.logits: list[torch.Tensor] = []
         self.prompt_rows = 0
 
     def read_prompt(self, model: LanguageModel) -> None:
-        """Compute what is left of it, and all of its fallback if that is in doubt."""
+        """Compute what is left of it, and what is to be answered instead."""
         logits = model.forward([self.plan.rows])[0]
         self.computed += self.plan.computed
-        instead = self.plan.prepared.instead(logits)
+        instead = self.plan.again(logits)
         if instead is not None:
-            self.fell_back = True
             self.plan = plan_lane(model, instead, ComputedStates(0), self._limit)
             return self.read_prompt(model)
         self.logits.append(logits)

@@ -26,11 +26,13 @@ class Strategy(ABC):
         name: in the registry.
         attaches: whether they are attached; False computes their tokens.
         keeps_computed: whether states computed for earlier prompts may be used again.
+        top_n: packets that `narrowed` is to read.
     """
 
     name: ClassVar[str]
     attaches: ClassVar[bool] = True
     keeps_computed: ClassVar[bool] = True
+    top_n = 0
 
     @property
     def matches(self) -> bool:
@@ -56,6 +58,11 @@ class Strategy(ABC):
         return 0.0
 
     @property
+    def narrowed(self) -> "Strategy | None":
+        """What answers from the `top_n` packets that the question attends to most, once these are known."""
+        return None
+
+    @property
     def score_scale(self) -> float:
         """Multiplies the scores of packets' tokens, besides the softmax scaling: an inverse temperature."""
         return 1.0
@@ -69,7 +76,7 @@ class Strategy(ABC):
     def packs(self) -> bool:
         """Whether many prompts can be laid out in one pass of `kvrag.packing`, which attends to all rows alike."""
         alike = self.selection is None and self.score_scale == self.merge_scale == 1.0
-        return alike and (self.fallback is None or self.fallback.packs)
+        return alike and all(later is None or later.packs for later in (self.narrowed, self.fallback))
 
     def fitted(self, framing: Framing) -> Self:
         """The strategy for one model: tokens that it was described by are ids now. A fitted one stays as it is."""

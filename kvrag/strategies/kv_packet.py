@@ -3,6 +3,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kvrag.adapter import Adapter
+from kvrag.errors import SettingsError
 from kvrag.packet import Recipe
 from kvrag.prompt import PacketSegment, Segment, SoftSegment
 from kvrag.recompute import AskedFirst, Selection
@@ -33,28 +34,43 @@ class KVPacket(Strategy):
     model that was misled by its packets is seldom sure of what it says first. It is the model's own probability that
     counts, before a temperature, a penalty or a grammar.
 
+    With `top_n`, the question is read twice: over all packets, and then over those alone that it attended to most, the
+    most attended last. That they can be attached anywhere makes it cheap: computing the same prompts as text would mean
+    to compute the chunks again. Repair and confidence are about the second reading. Sources: attention as a ranking is
+    in-context re-ranking's (https://arxiv.org/abs/2410.02642), the order is attention sorting's
+    (https://arxiv.org/abs/2310.01427).
+
     Attributes:
         repair: share of the chunks' tokens that are computed anew.
         confidence: least probability of the first token with which an answer from packets as they are is kept.
+        top_n: packets to answer from; 0 is all of them, in the prompt's order.
     """
 
     name: ClassVar[str] = "kv-packet"
     repair: float = 0.0
     confidence: float = 0.0
+    top_n: int = 0
 
     def __post_init__(self) -> None:
         check_share("repair", self.repair)
         check_share("confidence", self.confidence)
+        if not isinstance(self.top_n, int) or self.top_n < 0:
+            raise SettingsError(f"expected top_n as a number of packets, 0 for all of them, found {self.top_n!r}")
+
+    @property
+    def narrowed(self) -> Strategy | None:
+        """The same without `top_n`."""
+        return replace(self, top_n=0) if self.top_n else None
 
     @property
     def selection(self) -> Selection | None:
         """The tokens that the question attends to, over all layers."""
-        return AskedFirst(self.repair) if self.repair and not self.confidence else None
+        return AskedFirst(self.repair) if self.repair and not self.confidence and not self.top_n else None
 
     @property
     def fallback(self) -> Strategy | None:
         """Repair if there is one, or full recompute."""
-        if not self.confidence:
+        if not self.confidence or self.top_n:
             return None
         return replace(self, confidence=0.0) if self.repair else FullRecompute(segmented=True)
 

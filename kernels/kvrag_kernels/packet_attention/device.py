@@ -45,11 +45,14 @@ class DeviceWork:
         multiprocessors: to keep busy; 0 asks the device.
         forms: that extents may have besides raw; every one makes kernels larger.
         before: called with a layer's number before its keys and values are read.
+        asking: layers whose queries are kept.
 
     Attributes:
         anchor: as given.
         rows: as given.
         forms: as given.
+        queries: `[l, rows, HQ, D]` of the last pass in the layers that ask.
+        scaling: of its scores.
         number: of these buffers in this process.
         arrays: what the kernels read, by name.
     """
@@ -67,6 +70,7 @@ class DeviceWork:
         multiprocessors: int = 0,
         forms: Collection[str] = (),
         before: Callable[[int], object] = lambda layer: None,
+        asking: range = range(0),
     ) -> None:
         self.anchor = anchor
         self.rows = rows
@@ -74,6 +78,8 @@ class DeviceWork:
         self.number = next(_numbers)
         register(self.number, self)
         self._before = before
+        self._asking = asking
+        self.scaling = 1.0
         self._heads, self._group, self._head_dim, self._half = heads, group, head_dim, half
         device = anchor.device
         self._early = is_hopper(device)
@@ -112,6 +118,7 @@ class DeviceWork:
             self._on_device = torch.zeros(end, dtype=torch.uint8, device=device)
             self._partial = torch.empty(parts * head_dim, dtype=torch.float32, device=device)
             self._partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
+            self.queries = anchor.new_zeros(len(asking), rows, heads * group, head_dim)
         self._copied = torch.cuda.Event() if device.type == "cuda" else None
         self._growing = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self.arrays = {name: self._view(self._on_device, name) for name in self._offsets}
@@ -235,6 +242,9 @@ class DeviceWork:
         if torch.compiler.is_compiling():
             return attend_to_work(query, key, value, self.number, layer, scaling)
         self._before(layer)
+        self.scaling = scaling
+        if layer in self._asking:
+            self.queries[layer - self._asking.start, : len(query)] = query
         self.write(key, value, layer)
         return self.attend(query, layer, scaling)
 

@@ -1,0 +1,112 @@
+"""How much attention the end of a prompt pays to each of its packets, in the layers in which models look things up."""
+
+import torch
+from kvrag_kernels.packet_attention.reference import rotate_back
+
+from kvrag.attach.lane import Extent, Lane
+from kvrag.attach.layout import PackedLayout
+from kvrag.rope import Rope
+
+__all__ = ["PackedRanking", "PacketRanking"]
+
+
+class PacketRanking:
+    """Of one prompt that is served.
+
+    Args:
+        packets: its extents that are to be ranked, among those of its lane.
+        rows: the last so many rows of its pass ask.
+
+    Attributes:
+        shares: of each packet, once the pass is done: the attention paid to it, mean over layers, heads and rows; what
+            text and other states get is left to 1.
+    """
+
+    def __init__(self, packets: list[Extent], rows: int) -> None:
+        self.shares: list[float] = []
+        self.rows = rows
+        self._packets = packets
+
+    def take(self, queries: torch.Tensor, lane: Lane, layers: range, rope: Rope, scaling: float) -> None:
+        """Rank by the queries that a pass has left.
+
+        Args:
+            queries: `[l, HQ, rows, D]` of the asking rows, the lane's last ones, in the `layers`.
+            lane: with these rows.
+            layers: l of the model's.
+            rope: of the model.
+            scaling: of the scores.
+        """
+        n = queries.shape[2]
+        own = lane.own(0, lane.length)[layers.start : layers.stop, 0]  # [l, H, N, D]
+        grouped = queries.unflatten(1, (own.shape[1], -1))  # [l, H, G, n, D]
+        scores = _scores(grouped, own, scaling)
+        later = torch.ones(n, n, dtype=torch.bool, device=own.device).triu(1)
+        scores[..., -n:].masked_fill_(later, -torch.inf)
+        weights = [scores.logsumexp(-1)]
+        angles = (x.to(own.device) for x in rope.angles([extent.turn for extent in lane.extents]))
+        for extent, cos, sin in zip(lane.extents, *angles, strict=True):
+            turned = rotate_back(grouped.float(), cos, sin).to(grouped.dtype)
+            scores = _scores(turned, extent.keys_in(layers), scaling * extent.score_scale)
+            weights.append(scores.logsumexp(-1))
+        shares = torch.stack(weights).softmax(0).mean((1, 2, 3, 4)).tolist()
+        of_extent = {id(extent): share for extent, share in zip(lane.extents, shares[1:], strict=True)}
+        self.shares = [of_extent[id(extent)] for extent in self._packets]
+
+
+class PackedRanking:
+    """Of `B` prompts that are packed into one pass.
+
+    Args:
+        layout: of the pass.
+        last: `[B]` number of each prompt's last asking row among its reads.
+        count: `[B]` how many rows ask, that one included.
+        layers: in which.
+
+    Attributes:
+        layers: as given.
+    """
+
+    def __init__(self, layout: PackedLayout, last: torch.Tensor, count: torch.Tensor, layers: range) -> None:
+        self.layers = layers
+        rows = last[:, None] - torch.arange(int(count.max()), device=last.device)
+        self._asks = rows > (last - count)[:, None]  # [B, n]
+        self._rows = rows.clamp(min=0)
+        self._packets = _packet_numbers(layout)  # [B, N]
+        most = int(self._packets.max()) + 1
+        self._sum = torch.zeros(len(last), max(1, most), device=last.device)
+
+    def watch(self, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scaling: float) -> None:
+        """Add what a layer's reads `[B, HQ, R, D]` pay to keys `[B, H, N, D]`, seen where `mask` `[B, R, N]` says."""
+        rows = self._rows[:, :, None]
+        seen = mask.gather(1, rows.expand(-1, -1, mask.shape[2]))  # [B, n, N]
+        asking = query.gather(2, rows[:, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        grouped = asking.unflatten(1, (keys.shape[1], -1))  # [B, H, G, n, D]
+        scores = _scores(grouped, keys, scaling).masked_fill_(~seen[:, None, None], -torch.inf)
+        paid = scores.softmax(-1).mean((1, 2)) * self._asks[..., None]  # [B, n, N]
+        paid = paid.sum(1) / self._asks.sum(1)[:, None]
+        number = self._packets.clamp(min=0)
+        self._sum.scatter_add_(1, number, paid * (self._packets >= 0))
+
+    def shares(self) -> list[list[float]]:
+        """Of each prompt's packets, as `PacketRanking.shares`; zeros behind those of prompts that have fewer."""
+        return (self._sum / len(self.layers)).tolist()
+
+
+def _scores(query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`[..., H, G, n, N]` float32 from queries `[..., H, G, n, D]` and keys `[..., H, N, D]`, one product a KV head."""
+    rows = query.flatten(-3, -2)
+    scores = torch.matmul(rows, keys.transpose(-2, -1)).float().mul_(scaling)
+    return scores.unflatten(-2, query.shape[-3:-1])
+
+
+def _packet_numbers(layout: PackedLayout) -> torch.Tensor:
+    """`[B, N]` which of its prompt's packets a key belongs to, -1 for what is text."""
+    rows = int(layout.spans.max()) + 1 if layout.spans.numel() else 0
+    span = torch.full((max(rows, int(layout.keys.max()) + 1),), -1, device=layout.keys.device)
+    numbers = torch.arange(len(layout.spans), device=span.device)[:, None].expand_as(layout.spans)
+    there = layout.spans >= 0
+    span[layout.spans[there]] = numbers[there]
+    of_key = span[layout.keys.clamp(min=0)].masked_fill(layout.keys < 0, -1)
+    first = of_key.masked_fill(of_key < 0, len(layout.spans)).amin(1, keepdim=True)
+    return torch.where(of_key < 0, -1, of_key - first)
