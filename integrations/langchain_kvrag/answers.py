@@ -105,5 +105,6 @@ def _metadata(completion: Completion, model: str) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "strategy": completion.strategy,
         "fell_back": completion.fell_back,
+        "kept": None if completion.kept is None else list(completion.kept),
         "timings": asdict(completion.timings),
     }

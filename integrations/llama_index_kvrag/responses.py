@@ -69,6 +69,7 @@ def _accounts(completion: Completion | None) -> dict[str, Any]:
         "model": completion.model,
         "strategy": completion.strategy,
         "fell_back": completion.fell_back,
+        "kept": None if completion.kept is None else list(completion.kept),
         "finish_reason": completion.finish_reason,
         "usage": counts | {"prompt_tokens_details": {"cached_tokens": used.cached_tokens}},
         "timings": asdict(completion.timings),

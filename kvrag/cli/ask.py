@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ask"]
 
 _FULL = "full-recompute"
-_DOUBTFUL = "; doubtful from packets, so answered once more"
 
 
 @app.command()
@@ -112,7 +111,7 @@ def _show(answer: "Answer", sources: list[dict[str, Any]]) -> None:
     _list(sources, out)
     out.print(
         f"{answer.cached_tokens} tokens cached, {answer.computed_tokens} computed; "
-        f"first token after {answer.first_token_ms:.0f} ms" + (_DOUBTFUL if answer.fell_back else ""),
+        f"first token after {answer.first_token_ms:.0f} ms" + _remarks(answer),
         soft_wrap=True,
     )
 
@@ -128,9 +127,19 @@ def _compare(answers: "list[Answer]", sources: list[dict[str, Any]]) -> None:
     faster, slower = sorted(answers, key=lambda answer: answer.first_token_ms)
     out.print(
         f"first token: {slower.strategy} takes {_ratio([faster, slower]):.1f} times as long as {faster.strategy}"
-        + (_DOUBTFUL if answers[0].fell_back else ""),
+        + _remarks(answers[0]),
         soft_wrap=True,
     )
+
+
+def _remarks(answer: "Answer") -> str:
+    """How it came about, where it was not simply from all packets."""
+    remarks = ""
+    if answer.kept is not None:  # of several prompts, those with a single packet are not in the list
+        remarks += f"; answered from {len(answer.kept) if answer.prompts == 1 else 'some'} of the packets"
+    if answer.fell_back:
+        remarks += "; doubtful from packets, so answered once more"
+    return remarks
 
 
 def _list(sources: list[dict[str, Any]], out: Console) -> None:

@@ -66,6 +66,17 @@ def test_a_chain_in_doubt_falls_back_and_says_so(engine: PacketEngine, packet_to
     assert (streamed.text, streamed.response_metadata["fell_back"]) == (message.text, fell_back)
 
 
+@pytest.mark.parametrize(("strategy", "packets"), [("kv-packet:top_n=1", [[0], [1]]), ("kv-packet", [None])])
+def test_a_chain_says_which_packets_it_was_answered_from(engine: PacketEngine, strategy, packets):
+    engine.build(CHUNKS[:2], strategy="kv-packet")
+    chat = ChatKVRag(engine=engine, max_tokens=12, strategy=strategy)
+    inputs = {"context": "\n\n".join(CHUNKS[:2]), "question": QUESTION}
+    kept = (PROMPT | chat).invoke(inputs).response_metadata["kept"]
+    assert kept in packets
+    streamed = sum((PROMPT | chat).stream(inputs), start=AIMessageChunk(""))
+    assert streamed.response_metadata["kept"] == kept
+
+
 def test_full_recompute_in_the_same_chain_computes_everything(chat: ChatKVRag, engine: PacketEngine, packet_tokens):
     packet_tokens(*CHUNKS[:2])
     inputs = {"context": "\n\n".join(CHUNKS[:2]), "question": QUESTION}

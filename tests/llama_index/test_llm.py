@@ -115,6 +115,16 @@ def test_a_query_in_doubt_falls_back_and_says_so(llm, engine):
         assert (raw["usage"]["prompt_tokens_details"]["cached_tokens"] == 0) is fell_back
 
 
+def test_a_query_answered_from_the_packets_it_attends_to_most_says_which(llm, engine):
+    engine.build(CHUNKS[:2], strategy="kv-packet")
+    one, all = (
+        llm.complete("\n".join(CHUNKS[:2]) + QUESTION, strategy=strategy).raw
+        for strategy in ("kv-packet:top_n=1", "kv-packet")
+    )
+    assert one["kept"] in ([0], [1])
+    assert all["kept"] is None
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 async def test_unknown_options_are_refused(name, llm):
     with pytest.raises(SettingsError, match="max_token"):
