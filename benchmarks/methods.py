@@ -9,6 +9,9 @@ so that every row of a set counts the same questions, as many as there was time 
 
 `data` holds `squad_dev.json.gz`, `multihop.jsonl.gz` and `mtrag.jsonl.gz`; sets whose file is missing are left out and
 named. The file is written every minute, and the chart beside it, as a PNG, at the end.
+
+With `--add` the methods join those of a file that is there, on as many of the same questions; what the file has already
+stays as it is.
 """
 
 import argparse
@@ -50,7 +53,6 @@ SETS = [
 ]
 TOKENS = 24
 SEED = 0
-AT_A_TIME = 8  # questions
 
 
 def main() -> None:
@@ -66,6 +68,8 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=4, help="prompts of each set to time")
     parser.add_argument("--runs", type=int, default=5, help="of each timed prompt by each method")
     parser.add_argument("--geometry", default="llama-3.1-8b" if torch.cuda.is_available() else "", help="empty: none")
+    parser.add_argument("--at-a-time", type=int, default=8, help="questions that a process answers together")
+    parser.add_argument("--add", action="store_true", help="to the methods that the file has")
     parser.add_argument("--draw", action="store_true", help="only draw the chart of the file that is there")
     args = parser.parse_args()
     if args.draw:
@@ -79,9 +83,10 @@ def main() -> None:
     with TemporaryDirectory(prefix="kvrag-methods-") as folder:
         engine = open_engine(args.model, args.adapter, folder)
         with engine, ThreadPoolExecutor(args.jobs * len(gpus)) as pool:
-            sets = make_sets(args, names, engine)
-            bench = Bench(args.out, sets, Setup.of(engine))
-            slices = iter(Slices(sets))
+            known = json.loads(args.out.read_text()) if args.add else {"rows": [], "times": []}
+            sets = make_sets(args, names, engine, known["rows"])
+            bench = Bench(args.out, sets, Setup.of(engine), known, args.at_a_time)
+            slices = iter(Slices(sets, args.at_a_time))
 
             def work(gpu: str | None) -> list[Future[None]]:
                 return [pool.submit(answer, args, gpu, slices, bench.add, end) for _ in range(args.jobs)]
@@ -91,7 +96,7 @@ def main() -> None:
                 costs = measure_costs(engine, cases.cases[: args.timed], methods_from_names(names), runs=args.runs)
                 bench.add_costs(number, costs)
             if args.geometry:
-                bench.times = geometry_times(args, names)
+                bench.add_times(geometry_times(args, names))
             jobs += work(gpus[0])
             while wait(jobs, timeout=60).not_done:
                 bench.save()
@@ -123,8 +128,8 @@ def draw(path: Path) -> None:
 class Slices:
     """A few questions of each set in turn, for whoever asks; `(set, first, cases)`."""
 
-    def __init__(self, sets: Sequence[Cases]) -> None:
-        self._sets, self._lock = sets, threading.Lock()
+    def __init__(self, sets: Sequence[Cases], size: int) -> None:
+        self._sets, self._size, self._lock = sets, size, threading.Lock()
         self._all = self._each()
 
     def __iter__(self) -> Iterator[tuple[int, int, Sequence[Case]]]:
@@ -135,19 +140,20 @@ class Slices:
             return next(self._all)
 
     def _each(self) -> Iterator[tuple[int, int, Sequence[Case]]]:
-        for first in range(0, max(len(cases.cases) for cases in self._sets), AT_A_TIME):
+        for first in range(0, max(len(cases.cases) for cases in self._sets), self._size):
             for number, cases in enumerate(self._sets):
                 if first < len(cases.cases):
-                    yield number, first, cases.cases[first : first + AT_A_TIME]
+                    yield number, first, cases.cases[first : first + self._size]
 
 
 class Bench:
     """What is known so far, and the file that holds it: a row where both quality and costs are known."""
 
-    def __init__(self, path: Path, sets: Sequence[Cases], setup: Setup) -> None:
-        self.times: list[dict[str, Any]] = []
+    def __init__(self, path: Path, sets: Sequence[Cases], setup: Setup, known: dict[str, Any], size: int) -> None:
+        self.times: list[dict[str, Any]] = known["times"]
         self.setup = setup
-        self._path, self._sets, self._lock = path, sets, threading.Lock()
+        self._known = [MethodRow(**row) for row in known["rows"]]
+        self._path, self._sets, self._size, self._lock = path, sets, size, threading.Lock()
         self._costs: dict[int, dict[str, Costs]] = {}
         self._scores: list[dict[int, dict[str, list[Score]]]] = [{} for _ in sets]
 
@@ -161,6 +167,11 @@ class Bench:
         self._costs[number] = costs
         self.save()
 
+    def add_times(self, times: list[dict[str, Any]]) -> None:
+        """Of methods at the shape of a larger model, but for those that are known."""
+        known = {row["method"] for row in self.times}
+        self.times = self.times + [row for row in times if row["method"] not in known]
+
     def save(self) -> list[MethodRow]:
         """Write the file; its rows set by set, the best first."""
         report = QualityReport(self.setup, SEED, TOKENS)
@@ -168,21 +179,30 @@ class Bench:
         for number, costs in self._costs.items():
             with self._lock:
                 parts = sorted(self._scores[number].items())
-            if not parts:
-                continue
             cases = self._sets[number]
-            answered = tuple(case for first, _ in parts for case in cases.cases[first : first + AT_A_TIME])
-            found = {name: [s for _, part in parts for s in part[name]] for name in costs}
-            known = rows_of(replace(cases, cases=answered), found, seed=SEED)
-            of_set = [MethodRow.of(row, costs[row.method]) for row in known]
+            of_set = [row for row in self._known if set_of(row) == (cases.dataset, cases.template, cases.passages)]
+            if parts:
+                answered = tuple(case for first, _ in parts for case in cases.cases[first : first + self._size])
+                found = {name: [s for _, part in parts for s in part[name]] for name in costs}
+                known = {row.method for row in of_set}
+                fresh = rows_of(replace(cases, cases=answered), found, seed=SEED)
+                of_set += [MethodRow.of(row, costs[row.method]) for row in fresh if row.method not in known]
             rows += sorted(of_set, key=lambda row: (-(row.f1 or 0.0), row.kl))
         report.rows = list(rows)
         write_atomically(self._path, json.dumps(report.as_json() | {"times": self.times}, indent=1) + "\n")
         return rows
 
 
-def make_sets(args: argparse.Namespace, names: Sequence[str], engine: PacketEngine) -> list[Cases]:
-    """The questions of every set whose file is there."""
+def set_of(row: MethodRow) -> tuple[str, str, int]:
+    """What a row was measured on."""
+    return row.dataset, row.template, row.passages
+
+
+def make_sets(
+    args: argparse.Namespace, names: Sequence[str], engine: PacketEngine, known: Sequence[dict[str, Any]]
+) -> list[Cases]:
+    """The questions of every set whose file is there; as many as known rows have, if there are some."""
+    counts = {(row["dataset"], row["template"], row["passages"]): row["n"] for row in known}
     model, template = engine.model, find_template("llama-index-compact")
     window = Window(model, list(methods_from_names(names).values()), engine.adapter, TOKENS)
     sets: list[Cases] = []
@@ -192,7 +212,9 @@ def make_sets(args: argparse.Namespace, names: Sequence[str], engine: PacketEngi
             sys.stderr.write(f"left out: {name}, which is not in {args.folder}\n")
             continue
         questions = load_set(str(file) if "." in name else name, args.limit, SEED)
-        sets.append(make_cases(questions, passages, template, model, window, seed=SEED, limit=args.limit))
+        cases = make_cases(questions, passages, template, model, window, seed=SEED, limit=args.limit)
+        count = counts.get((cases.dataset, cases.template, cases.passages), len(cases.cases))
+        sets.append(replace(cases, cases=cases.cases[:count]))
     return sets
 
 

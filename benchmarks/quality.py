@@ -24,15 +24,16 @@ import torch
 
 SQUAD, MULTIHOP, MTRAG = "squad_dev.json.gz", "multihop.jsonl.gz", "mtrag.jsonl.gz"
 
-METHODS = ["kv-packet", "kv-packet:confidence=0.4", "no-recompute", "full-recompute"]
+METHODS = ["kv-packet", "kv-packet:confidence=0.4", "kv-packet:top_n=2", "kv-packet:top_n=4"]
+METHODS += ["no-recompute", "full-recompute"]
 SHIPPED = [
     [SQUAD, "--passages", "8"],
     ["biography", "--passages", "8"],
     ["needle", "--passages", "8"],
     [MULTIHOP, "--passages", "10"],
+    [SQUAD, "--passages", "4", "--limit", "5665"],  # as long as all others together
     [SQUAD, "--passages", "4", "--template", "xml"],
     [MTRAG, "--passages", "4"],
-    [SQUAD, "--passages", "4", "--limit", "5665"],  # as long as all others together
 ]
 WITHOUT_SQUAD = [
     [SQUAD, "--passages", "4", "--limit", "500"],

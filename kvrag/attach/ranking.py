@@ -46,7 +46,7 @@ class PacketRanking:
         weights = [scores.logsumexp(-1)]
         angles = (x.to(own.device) for x in rope.angles([extent.turn for extent in lane.extents]))
         for extent, cos, sin in zip(lane.extents, *angles, strict=True):
-            turned = rotate_back(grouped.float(), cos, sin).to(grouped.dtype)
+            turned = rotate_back(_precise(grouped), cos, sin).to(grouped.dtype)
             scores = _scores(turned, extent.keys_in(layers), scaling * extent.score_scale)
             weights.append(scores.logsumexp(-1))
         shares = torch.stack(weights).softmax(0).mean((1, 2, 3, 4)).tolist()
@@ -94,10 +94,15 @@ class PackedRanking:
 
 
 def _scores(query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
-    """`[..., H, G, n, N]` float32 from queries `[..., H, G, n, D]` and keys `[..., H, N, D]`, one product a KV head."""
+    """`[..., H, G, n, N]` in float32 at least, from queries `[..., H, G, n, D]` and keys `[..., H, N, D]`."""
     rows = query.flatten(-3, -2)
-    scores = torch.matmul(rows, keys.transpose(-2, -1)).float().mul_(scaling)
+    scores = _precise(torch.matmul(rows, keys.transpose(-2, -1))) * scaling
     return scores.unflatten(-2, query.shape[-3:-1])
+
+
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _packet_numbers(layout: PackedLayout) -> torch.Tensor:

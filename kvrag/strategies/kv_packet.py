@@ -54,7 +54,7 @@ class KVPacket(Strategy):
     def __post_init__(self) -> None:
         check_share("repair", self.repair)
         check_share("confidence", self.confidence)
-        if not isinstance(self.top_n, int) or self.top_n < 0:
+        if type(self.top_n) is not int or self.top_n < 0:
             raise SettingsError(f"expected top_n as a number of packets, 0 for all of them, found {self.top_n!r}")
 
     @property

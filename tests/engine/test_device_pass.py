@@ -66,6 +66,26 @@ def test_answers_are_the_same(models, tmp_path):
     assert by_kernels.usage.cached_tokens > 0
 
 
+def test_packets_are_ranked_alike(models, tmp_path):
+    """By the queries that the kernels' buffers keep, and keys wherever the pool has them."""
+    found = []
+    for number, model in enumerate(models):
+        with PacketStore(tmp_path / str(number)) as store, open_engine(model, store) as engine:
+            engine.build(CHUNKS)
+            prepared = engine.prepare(PROMPT, strategy="kv-packet:top_n=2")
+
+            def rank(engine=engine, prepared=prepared):
+                plan = plan_lane(engine.model, prepared, ComputedStates(0), 1, engine._worker._pool)
+                engine.model.forward([plan.rows])
+                plan.release()
+                return plan.rows.ranking.shares
+
+            found.append(engine.run(rank))
+            kept = engine.generate(PROMPT, strategy="kv-packet:top_n=2", max_new_tokens=2).kept
+            assert kept == tuple(sorted(range(3), key=lambda n: found[-1][n])[1:])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 def test_packets_stay_on_the_device_and_wait_for_room(models, tmp_path):
     """Two prompts of three packets each, and room for four: the second waits for the first, and both are answered."""
     prompts = ["\n".join(chunks) + "\nAnswer:" for chunks in (CHUNKS[:3], CHUNKS[3:])]

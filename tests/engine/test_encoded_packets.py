@@ -97,6 +97,22 @@ def test_attaching_bytes_is_attaching_what_they_stand_for(opened, codec):
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance * found[0].abs().max().item())
 
 
+@pytest.mark.parametrize("codec", BYTES if DEVICE == "cuda" else BYTES[:1])
+def test_packets_are_ranked_by_what_bytes_stand_for(opened, codec):
+    engine = built(opened, codec)
+    model, prompt, found = engine.model, engine.prepare(PROMPT, strategy="kv-packet:top_n=1"), []
+    for expanded in (True, False):
+        pool = model.new_pool(1 << 20)
+        plan = plan_lane(model, prompt, ComputedStates(0), 4, pool)
+        pool.arrivals.wait_for_all()
+        if expanded:
+            for extent in plan.lane.extents:
+                extent.block = extent.kv
+        model.forward([plan.rows], recorded=False)
+        found.append(plan.rows.ranking.shares)
+    assert found[1] == pytest.approx(found[0], rel=1e-4 if model.dtype == torch.float32 else 5e-2)
+
+
 def test_answers_are_those_of_expanded_packets(opened):
     """Through recorded passes where there is a GPU."""
     in_bytes, expanded = built(opened, "int8"), opened("int8", in_bytes=False)

@@ -83,3 +83,21 @@ def test_tokens_computed_anew_give_the_answers_of_the_cpu(hf_tokenizer, tmp_path
     assert found[0].token_ids == found[1].token_ids
     assert found[0].usage == found[1].usage
     assert found[0].usage.cached_tokens > 0
+
+
+@pytest.mark.parametrize("top_n", [1, 3])
+def test_prompts_that_are_read_twice_give_the_answers_of_the_cpu(hf_tokenizer, tmp_path, top_n):
+    """Ranked by queries that recorded passes leave behind, prompts of several sizes one after the other."""
+    prompts = [PROMPT, PROMPT.replace("goats", "goats, and of " + "which colour and size " * 12), PROMPT]
+    found = []
+    for device in ("cpu", "cuda"):
+        model = LanguageModel(build_model(LlamaConfig(**TINY | {"head_dim": 32})).to(device), hf_tokenizer, name="tiny")
+        with (
+            PacketStore(tmp_path / device) as store,
+            PacketEngine(model, store=store, adapter="none", strategy=f"kv-packet:top_n={top_n}") as engine,
+        ):
+            engine.build(CHUNKS)
+            answers = [engine.generate(prompt, max_new_tokens=20) for prompt in prompts]
+            found.append([(answer.kept, answer.token_ids, answer.usage) for answer in answers])
+    assert found[1] == found[0]
+    assert len(found[0][0][0]) == top_n

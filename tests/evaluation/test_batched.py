@@ -52,6 +52,22 @@ def test_prompts_in_doubt_are_answered_once_more(trained, cases_for):
     assert not KVPacket(confidence=0.5, repair=0.2).packs
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+@pytest.mark.parametrize("top_n", [1, 2, 9])
+def test_prompts_are_read_twice(trained, cases_for, top_n, confidence):
+    cases = cases_for(trained).cases
+    strategy = KVPacket(confidence=confidence, top_n=top_n)
+    assert strategy.packs
+    batched, one_by_one = BatchedAnswerer(trained.model, trained.adapter, 8), EngineAnswerer(trained, 8)
+    given = [answered.token_ids for answered in one_by_one.answer(cases, FullRecompute(segmented=True))]
+    for tokens in (None, given):
+        ours, theirs = (a.answer(cases, strategy, tokens) for a in (batched, one_by_one))
+        for mine, served in zip(ours, theirs, strict=True):
+            assert (mine.token_ids, mine.text, mine.fell_back) == (served.token_ids, served.text, served.fell_back)
+            assert (mine.prompt_tokens, mine.computed) == (served.prompt_tokens, served.computed)
+            torch.testing.assert_close(mine.logits, served.logits, atol=5e-4, rtol=1e-3)
+
+
 def test_both_backends_measure_the_same(trained, methods, cases_for):
     cases = cases_for(trained)
     rows = [

@@ -1,0 +1,291 @@
+"""Prompts that are read twice: over all packets, and over those that their question attends to most."""
+
+import pytest
+import torch
+
+from kvrag.attach import ComputedStates, PrivatePass
+from kvrag.attach.arrivals import Arrivals
+from kvrag.attach.pool import DevicePool
+from kvrag.completion import Stream
+from kvrag.errors import SettingsError
+from kvrag.evaluation.cases import Case
+from kvrag.evaluation.engine_answerer import EngineAnswerer
+from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed
+from kvrag.packet import PacketKey
+from kvrag.plan import plan_lane
+from kvrag.prompt import PacketSegment, TextSegment
+from kvrag.recompute.attention import question_attention
+from kvrag.request import Request
+from kvrag.settings import Sampling
+from kvrag.strategies import FullRecompute, KVPacket, strategy_from_name
+from kvrag.worker import step
+
+from ..conftest import CHUNKS
+from .test_recompute import DEEP, GAP, HEAD, PROMPT, TAIL
+from .test_writer import adapter_of, random_pairs
+
+TWO = KVPacket(top_n=2)
+LONG = TAIL + " " + "Say what the keeper did not own, and nothing else. " * 4
+
+
+@pytest.fixture
+def trained(new_engine):
+    """In float64, six layers deep, with an adapter of all parts."""
+    model = new_engine(config=DEEP, dtype=torch.float64).model
+    torch.manual_seed(11)
+    soft = {name: torch.randn(count, 64) for name, count in (("header", 3), ("trailer", 2), ("link", 1))}
+    engine = new_engine(config=DEEP, dtype=torch.float64, adapter=adapter_of(model, random_pairs(model), **soft))
+    engine.build(CHUNKS, strategy="kv-packet")
+    return engine
+
+
+def answers(engine, strategy, prompt=PROMPT, **options):
+    return engine.generate(prompt, strategy=strategy, **{"max_new_tokens": 12} | options)
+
+
+def ranked(engine, strategy=TWO, prompt=PROMPT):
+    """The attention that packets get, in their order."""
+    plan = plan_lane(engine.model, engine.prepare(prompt, strategy=strategy), ComputedStates(0), 1)
+    engine.run(engine.model.forward, [plan.rows])
+    return plan.rows.ranking.shares
+
+
+@pytest.mark.parametrize("tail", [TAIL, LONG], ids=["short", "long"])
+def test_ranks_by_the_attention_of_the_last_rows(trained, tail):
+    """Compared with attention over a private copy, computed from re-rotated keys."""
+    model = trained.model
+    prompt = HEAD + GAP.join(CHUNKS) + tail
+    plan = plan_lane(model, trained.prepare(prompt, strategy=KVPacket(repair=0.5)), ComputedStates(0), 1)
+    layout, rows = plan.rows.repair._layout, plan.rows
+    places = layout.is_text.nonzero()[:, 0]
+    asking = min(ASKING_ROWS, plan.prepared.length(plan.prepared.segments[-1]))
+    assert (asking == ASKING_ROWS) == (tail == LONG)
+    found = []
+
+    @torch.inference_mode()
+    def attend():
+        def watch(seen):
+            if seen.layer in model.geometry.asking:
+                query = seen.query[:, -asking:].unflatten(0, (len(seen.keys), -1))
+                scores = torch.matmul(query, seen.keys[:, None].transpose(2, 3)) * seen.scaling
+                later = torch.ones(asking, asking, dtype=torch.bool).triu(1)
+                scores[..., -asking:].masked_fill_(later, -torch.inf)
+                found.append(scores.softmax(-1).mean((0, 1, 2)))
+
+        ids, positions = torch.tensor([rows.ids, rows.positions])
+        embeds = model.embed(ids)
+        for first, given in rows.soft:
+            embeds[first : first + len(given)] = given
+        current = PrivatePass(rows.lane, places, layout.tokens, watch=watch)
+        model.run(embeds[places], positions[places], current, torch.tensor([-1]))
+
+    trained.run(attend)
+    mean = torch.stack(found).mean(0)
+    wanted = []
+    for (first, last), before, after in zip(layout.packets, layout.soft[::2], layout.soft[1::2], strict=True):
+        assert before[1] == first
+        assert after[0] == last
+        wanted.append(float(mean[before[0] : after[1]].sum()))
+    assert ranked(trained, prompt=prompt) == pytest.approx(wanted, rel=1e-9)
+    assert 0 < sum(wanted) < 1
+
+
+def test_the_layers_that_ask_lie_behind_two_thirds(trained, engine):
+    assert trained.model.geometry.asking == range(4, 5)
+    assert engine.model.geometry.asking == range(2, 3)
+
+
+def test_answers_from_the_best_as_if_there_were_no_others(trained):
+    attention = ranked(trained)
+    best = sorted(range(len(CHUNKS)), key=lambda n: attention[n])[-2:]
+    answer = answers(trained, TWO)
+    assert answer.kept == tuple(best)
+    alone = answers(trained, "kv-packet", HEAD + GAP.join(CHUNKS[n] for n in best) + TAIL)
+    assert (answer.token_ids, answer.text) == (alone.token_ids, alone.text)
+    assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
+    assert alone.kept is None
+    assert answers(trained, "kv-packet").token_ids != answer.token_ids
+
+
+def test_all_packets_are_only_put_in_order(trained):
+    answer = answers(trained, KVPacket(top_n=100))
+    assert sorted(answer.kept) == list(range(len(CHUNKS)))
+    assert list(answer.kept) == best_packets(ranked(trained), 100)
+    ordered = answers(trained, "kv-packet", HEAD + GAP.join(CHUNKS[n] for n in answer.kept) + TAIL)
+    assert answer.token_ids == ordered.token_ids
+
+
+def test_texts_that_say_something_about_packets_stay_where_they_are(trained):
+    prompt = "".join(f"Source {n}:\n{chunk}\n" for n, chunk in enumerate(CHUNKS)) + TAIL
+    answer = answers(trained, TWO, prompt)
+    left_out = [chunk for n, chunk in enumerate(CHUNKS) if n not in answer.kept]
+    for chunk in left_out:
+        prompt = prompt.replace(chunk, "")
+    assert all(f"Source {n}:" in prompt for n in range(6))
+    assert answers(trained, "kv-packet", prompt).text == answer.text
+
+
+def test_asking_again_chooses_and_answers_the_same(trained):
+    first, again = (answers(trained, TWO, HEAD + GAP.join(CHUNKS) + LONG) for _ in range(2))
+    assert (again.kept, again.token_ids) == (first.kept, first.token_ids)
+    assert again.usage.computed_tokens == 1 < first.usage.computed_tokens
+
+
+def test_the_text_before_the_packets_is_computed_once(trained):
+    """The second reading reuses what the first one has computed."""
+    opening = "Read this first, and read it twice. " * 8
+    computed = [
+        answers(trained, TWO, beginning + GAP.join(CHUNKS) + TAIL).usage.computed_tokens
+        for beginning in (opening, "Read.\n")
+    ]
+    assert computed[0] == computed[1]
+
+
+def test_one_packet_or_none_is_read_once(trained):
+    for prompt in (HEAD + CHUNKS[0] + TAIL, HEAD + TAIL):
+        prepared = trained.prepare(prompt, strategy=TWO)
+        assert prepared.narrow is None
+        answer = answers(trained, TWO, prompt)
+        assert answer.kept is None
+        assert answer.token_ids == answers(trained, "kv-packet", prompt).token_ids
+
+
+def test_doubt_and_repair_are_about_the_second_reading(trained):
+    kept = answers(trained, TWO).kept
+    short = HEAD + GAP.join(CHUNKS[n] for n in kept) + TAIL
+    always = KVPacket(top_n=2, confidence=1.0)
+    answer = answers(trained, always)
+    assert (answer.kept, answer.fell_back) == (kept, True)
+    assert answer.token_ids == answers(trained, FullRecompute(segmented=True), short).token_ids
+    never = answers(trained, KVPacket(top_n=2, confidence=1e-9))
+    assert (never.token_ids, never.fell_back) == (answers(trained, TWO).token_ids, False)
+    repaired = answers(trained, KVPacket(top_n=2, repair=0.5))
+    assert (repaired.kept, repaired.token_ids) == (kept, answers(trained, KVPacket(repair=0.5), short).token_ids)
+
+
+def test_several_requests_in_a_step_equal_single_ones(trained):
+    strategies = (TWO, KVPacket(), KVPacket(top_n=3), KVPacket(top_n=2, confidence=1.0))
+    singles = [answers(trained, strategy) for strategy in strategies]
+
+    def together():
+        streams = [Stream() for _ in strategies]
+        requests = [
+            Request(
+                trained.prepare(PROMPT, strategy=strategy), Sampling(max_new_tokens=12), s.delivery, "kv-packet", 0.0
+            )
+            for strategy, s in zip(strategies, streams, strict=True)
+        ]
+        states = ComputedStates(0)
+        active = requests
+        while active:
+            active = step(trained.model, states, active)
+        return [s.result() for s in streams]
+
+    for one, single in zip(together(), singles, strict=True):
+        assert (one.token_ids, one.kept, one.fell_back) == (single.token_ids, single.kept, single.fell_back)
+
+
+def test_the_first_reading_lets_its_packets_go(trained):
+    """The second one finds them on the device, though there is room for no other."""
+    geometry, device = trained.model.geometry, trained.model.device
+    prepared, stream = trained.prepare(PROMPT, strategy=TWO), Stream()
+    room = sum(packet.nbytes for packet in prepared.packets.values()) + 4096
+    pool = DevicePool(geometry, torch.float64, device, room, Arrivals(geometry.layers, device))
+    request = Request(prepared, Sampling.of(max_new_tokens=4), stream.delivery, "kv-packet", 0.0)
+    assert step(trained.model, ComputedStates(0), [request], pool) == [request]
+    assert request.plan is None
+    assert not pool._pins
+    while step(trained.model, ComputedStates(0), [request], pool):
+        pass
+    assert not pool._pins
+    assert stream.result().kept == answers(trained, TWO).kept
+
+
+def test_the_evaluation_counts_both_readings(trained):
+    spans = tuple((PROMPT.index(c), PROMPT.index(c) + len(c)) for c in CHUNKS)
+    (found,) = EngineAnswerer(trained, 12).answer([Case(PROMPT, spans)], TWO)
+    served = answers(trained, TWO)
+    assert found.token_ids == served.token_ids
+    first = trained.prepare(PROMPT, strategy="kv-packet")
+    texts = sum(first.length(s) for s in first.segments if not isinstance(s, PacketSegment))
+    assert texts < found.computed < 2 * texts
+    assert found.prompt_tokens == served.usage.prompt_tokens
+
+
+def test_packets_serve_whatever_top_n(trained):
+    assert trained.scope(TWO).digest == trained.scope("kv-packet").digest
+
+
+def test_options_by_name():
+    assert strategy_from_name("kv-packet:top_n=2:confidence=0.4") == KVPacket(confidence=0.4, top_n=2)
+    for wrong in ("-1", "1.5", "many", "True"):
+        with pytest.raises(SettingsError, match="top_n as a number of packets"):
+            strategy_from_name(f"kv-packet:top_n={wrong}")
+
+
+def test_sampled_answers_and_streams(trained):
+    options = {"temperature": 0.8, "seed": 3, "max_new_tokens": 8}
+    kept = answers(trained, TWO).kept
+    alone = answers(trained, "kv-packet", HEAD + GAP.join(CHUNKS[n] for n in kept) + TAIL, **options)
+    with trained.stream(PROMPT, strategy=TWO, **options) as stream:
+        pieces = list(stream)
+    assert "".join(pieces) == alone.text == stream.completion.text
+
+
+def test_a_prompt_that_ends_in_a_chunk(trained):
+    answer = answers(trained, TWO, HEAD + GAP.join(CHUNKS))
+    assert len(answer.kept) == 2
+    assert 5 not in answer.kept
+
+
+def segment(name):
+    return PacketSegment(PacketKey(name), (1,), 0, 0)
+
+
+def text(*ids):
+    return TextSegment(ids, 0, 0)
+
+
+def test_narrowing_keeps_the_gap_between_packets():
+    a, b, c = map(segment, "abc")
+    prompt = [text(1), a, text(2), b, text(2), c, text(3)]
+    assert narrowed(prompt, [2, 0]) == [text(1), c, text(2), a, text(3)]
+    assert narrowed(prompt, [1]) == [text(1), b, text(3)]
+    assert narrowed([a, b, c, text(3)], [2, 1]) == [c, b, text(3)]
+
+
+def test_narrowing_keeps_texts_that_differ():
+    a, b, c = map(segment, "abc")
+    prompt = [text(1), a, text(2), b, text(4), c, text(3)]
+    assert narrowed(prompt, [2, 0]) == [text(1), a, text(2), text(4), c, text(3)]
+    assert narrowed([a, b, text(2), c, text(3)], [2, 0]) == [a, text(2), c, text(3)]
+
+
+def test_the_best_come_last_and_the_first_of_equals_stays():
+    assert best_packets([0.1, 0.4, 0.2], 2) == [2, 1]
+    assert best_packets([0.1, 0.1, 0.1], 2) == [1, 0]
+    assert best_packets([0.3], 5) == [0]
+
+
+def test_attention_as_other_methods_count_it(trained):
+    """The whole tail's attention in a single layer, as `question_attention` has it, in the same order of packets."""
+    plan = plan_lane(trained.model, trained.prepare(PROMPT, strategy=KVPacket(repair=0.5)), ComputedStates(0), 1)
+    layout, rows = plan.rows.repair._layout, plan.rows
+    places, found = layout.is_text.nonzero()[:, 0], []
+
+    @torch.inference_mode()
+    def attend():
+        def watch(seen):
+            if seen.layer in trained.model.geometry.asking:
+                found.append(question_attention(seen, layout))
+
+        ids, positions = torch.tensor([rows.ids, rows.positions])
+        embeds = trained.model.embed(ids)
+        for first, given in rows.soft:
+            embeds[first : first + len(given)] = given
+        current = PrivatePass(rows.lane, places, layout.tokens, watch=watch)
+        trained.model.run(embeds[places], positions[places], current, torch.tensor([-1]))
+
+    trained.run(attend)
+    by_tokens = [float(found[0][first:last].sum()) for first, last in layout.packets]
+    assert all(tokens < whole for tokens, whole in zip(by_tokens, ranked(trained), strict=True))
