@@ -90,8 +90,8 @@ class Completion:
         model: its name.
         strategy: the reuse strategy's name.
         fell_back: whether its fallback gave the answer, since packets left the model in doubt.
-        kept: which of the prompt's packets, counted from 0, it was answered from, the most attended last; None where
-            nothing was left out.
+        kept: which of the prompt's packets, counted from 0, it was answered from, the most attended last; None if
+            it was read once, as it is.
         loading: how its packets got into host memory.
     """
 
