@@ -26,6 +26,7 @@ eval_app = typer.Typer(help="Measure what reuse costs in quality.")
 app.add_typer(eval_app, name="eval")
 
 _DTYPES = ("auto", "float32", "bfloat16")
+_POOL = 1 << 20  # bytes; no packet stays on the device from one question to the next
 
 
 @eval_app.command()
@@ -90,7 +91,8 @@ def quality(
         with Console(stderr=True).status("loading the model"):
             folder = stack.enter_context(TemporaryDirectory(prefix="kvrag-eval-"))
             loaded = open_model(model, device, dtype)
-            opened = PacketEngine.from_pretrained(loaded, store=folder, adapter=adapter, codec=codec)
+            options = {"adapter": adapter, "codec": codec, "device_memory": _POOL}
+            opened = PacketEngine.from_pretrained(loaded, store=folder, **options)
             engine = stack.enter_context(opened)
         window = Window(loaded, list(compared.values()), engine.adapter, max_new_tokens)
         answerer = AnswererChoice(engine, backend, max_new_tokens)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from kvrag.adapter import Adapter
 from kvrag.batched import generate_greedily, rank_packets, soft_table
@@ -13,7 +14,7 @@ from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed
 from kvrag.packed_rows import Branch, PackedRows, PromptTree
 from kvrag.packing import pack_prompts
 from kvrag.prepared import certainty
-from kvrag.prompt import PacketSegment, TextSegment, segment_prompt
+from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
 from kvrag.qa.templates import FilledPrompt
 from kvrag.strategies import Strategy
 from kvrag.training.examples import Grower
@@ -22,6 +23,7 @@ from kvrag.writer import Writer
 __all__ = ["BatchedAnswerer"]
 
 _TAIL = 16  # tokens of a prompt that is one text
+_CUT = 1024  # prompts that are kept cut, since every method asks for the same ones
 
 
 class BatchedAnswerer:
@@ -39,6 +41,7 @@ class BatchedAnswerer:
         self._soft = soft_table(adapter, model.device)
         self._max_new_tokens = max_new_tokens
         self._grower = Grower(model, model.max_positions, max_new_tokens)
+        self._cut = lru_cache(_CUT)(self._segments)
 
     def answer(
         self, cases: Sequence[Case], strategy: Strategy, given: Sequence[Sequence[int]] | None = None
@@ -97,14 +100,17 @@ class BatchedAnswerer:
         return pack_prompts(trees, strategy, adapter).to(model.device), writer
 
     def _tree(self, case: Case, strategy: Strategy, given: tuple[int, ...]) -> PromptTree:
-        if strategy.matches:
-            *trunk, tail = self._grower.segments(FilledPrompt(case.prompt, case.spans))
-        else:
-            *trunk, tail = segment_prompt(case.prompt, [], self._model.tokenizer)
+        *trunk, tail = self._cut(case.prompt, case.spans if strategy.matches else None)
         assert isinstance(tail, TextSegment)
         if not trunk and len(tail.ids) > _TAIL:  # rows of a trunk that is computed whole need no mask
             trunk, tail = [TextSegment(tail.ids[:-_TAIL], 0, 0)], TextSegment(tail.ids[-_TAIL:], 0, 0)
         return PromptTree(tuple(trunk), (Branch(tail.ids, given),))
+
+    def _segments(self, prompt: str, spans: tuple[tuple[int, int], ...] | None) -> list[Segment]:
+        """A prompt with a packet in each of its spans, or as one text."""
+        if spans is None:
+            return segment_prompt(prompt, [], self._model.tokenizer)
+        return self._grower.segments(FilledPrompt(prompt, spans))
 
     def _text(self, tree: PromptTree, tokens: Sequence[int]) -> str:
         stream = TextStream(self._model.tokenizer, tree.branches[0].ids, ())

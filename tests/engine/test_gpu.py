@@ -97,7 +97,7 @@ def test_prompts_that_are_read_twice_give_the_answers_of_the_cpu(hf_tokenizer, t
             PacketEngine(model, store=store, adapter="none", strategy=f"kv-packet:top_n={top_n}") as engine,
         ):
             engine.build(CHUNKS)
-            answers = [engine.generate(prompt, max_new_tokens=20) for prompt in prompts]
+            answers = [engine.generate(prompt, max_new_tokens=4) for prompt in prompts]
             found.append([(answer.kept, answer.token_ids, answer.usage) for answer in answers])
     assert found[1] == found[0]
     assert len(found[0][0][0]) == top_n
