@@ -9,6 +9,8 @@ from kvrag.rope import Rope
 
 __all__ = ["PackedRanking", "PacketRanking"]
 
+_MOST = 1 << 26  # scores in memory at once
+
 
 class PacketRanking:
     """Of one prompt that is served.
@@ -37,21 +39,27 @@ class PacketRanking:
             rope: of the model.
             scaling: of the scores.
         """
-        n = queries.shape[2]
-        own = lane.own(0, lane.length)[layers.start : layers.stop, 0]  # [l, H, N, D]
-        grouped = queries.unflatten(1, (own.shape[1], -1))  # [l, H, G, n, D]
-        scores = _scores(grouped, own, scaling)
-        later = torch.ones(n, n, dtype=torch.bool, device=own.device).triu(1)
-        scores[..., -n:].masked_fill_(later, -torch.inf)
-        weights = [scores.logsumexp(-1)]
-        angles = (x.to(own.device) for x in rope.angles([extent.turn for extent in lane.extents]))
-        for extent, cos, sin in zip(lane.extents, *angles, strict=True):
-            turned = rotate_back(_precise(grouped), cos, sin).to(grouped.dtype)
-            scores = _scores(turned, extent.keys_in(layers), scaling * extent.score_scale)
-            weights.append(scores.logsumexp(-1))
-        shares = torch.stack(weights).softmax(0).mean((1, 2, 3, 4)).tolist()
-        of_extent = {id(extent): share for extent, share in zip(lane.extents, shares[1:], strict=True)}
-        self.shares = [of_extent[id(extent)] for extent in self._packets]
+        extents, device, count = lane.extents, queries.device, queries.shape[2]
+        attached = [extent.keys_in(layers) for extent in extents]  # [l, H, T, D] each
+        own = lane.own(0, lane.length)[layers.start : layers.stop, 0]
+        lengths = torch.tensor([keys.shape[2] for keys in attached], device=device)
+        total = sum(keys.shape[2] for keys in attached)
+        angles = (x.to(device) for x in rope.angles([extent.turn for extent in extents]))
+        cos, sin = (x.repeat_interleave(lengths, 0, output_size=total) for x in angles)
+        later = torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
+        paid: list[torch.Tensor] = []
+        at_once = max(1, _MOST // (queries.shape[1] * count * (total + lane.length)))  # layers
+        for first in range(0, len(layers), at_once):
+            some = slice(first, first + at_once)
+            keys = torch.cat([of_extent[some] for of_extent in attached], 2)
+            turned = rotate_back(_precise(keys), cos, -sin).to(keys.dtype)  # forward, to where they stand
+            keys = torch.cat([turned, own[some]], 2)
+            scores = _scores(queries[some].unflatten(1, (keys.shape[1], -1)), keys, scaling)
+            scores[..., -count:].masked_fill_(later, -torch.inf)
+            paid.append(scores.softmax(-1)[..., :total].mean((1, 2, 3)))
+        ends = torch.cat(paid).mean(0).cumsum(0)[lengths.cumsum(0) - 1].tolist()
+        shares = {id(extent): end - begin for extent, begin, end in zip(extents, [0.0, *ends], ends, strict=False)}
+        self.shares = [shares[id(extent)] for extent in self._packets]
 
 
 class PackedRanking:
