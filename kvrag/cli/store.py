@@ -192,7 +192,9 @@ def _told(problem: "Problem") -> dict[str, str | None]:
 
 def _explain(problems: "Iterable[Problem]") -> None:
     for problem in problems:
-        typer.echo(f"{problem.kind}: {printable(f'{problem.path}: {problem.message}')}\n  {_REMEDIES[problem.kind]}")
+        path = str(problem.path)
+        told = problem.message if path in problem.message else f"{path}: {problem.message}"
+        typer.echo(f"{problem.kind}: {printable(told)}\n  {_REMEDIES[problem.kind]}")
 
 
 def _used(scope: "ScopeUsage") -> dict[str, str | int | None]:

@@ -90,8 +90,9 @@ class AtConfidence:
 
 
 def may_fall_back(strategy: str) -> bool:
-    """Whether a strategy, by its name, attaches and keeps every answer, and could leave some to full recompute."""
+    """Whether a strategy, by its name, keeps every answer from all packets, and could leave some to full recompute."""
     with suppress(SettingsError):
         known, doubting = (strategy_from_name(name) for name in (strategy, f"{strategy}:confidence=0.5"))
-        return known.fallback is None and isinstance(doubting.fallback, FullRecompute)
+        keeps = known.fallback is None and known.narrowed is None
+        return keeps and isinstance(doubting.fallback, FullRecompute)
     return False

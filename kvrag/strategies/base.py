@@ -49,7 +49,10 @@ class Strategy(ABC):
 
     @property
     def fallback(self) -> "Strategy | None":
-        """What answers instead, from the same packets or from none, where these leave the model in doubt."""
+        """What answers instead, from the same packets or from none, where these leave the model in doubt.
+
+        Where there is a `narrowed`, it is these packets that may.
+        """
         return None
 
     @property

@@ -70,9 +70,9 @@ class KVPacket(Strategy):
     @property
     def fallback(self) -> Strategy | None:
         """Repair if there is one, or full recompute."""
-        if not self.confidence or self.top_n:
+        if not self.confidence:
             return None
-        return replace(self, confidence=0.0) if self.repair else FullRecompute(segmented=True)
+        return replace(self, confidence=0.0, top_n=0) if self.repair else FullRecompute(segmented=True)
 
     @property
     def doubts_below(self) -> float:

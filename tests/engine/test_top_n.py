@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from kvrag.attach import ComputedStates, PrivatePass
 from kvrag.attach.arrivals import Arrivals
 from kvrag.attach.pool import DevicePool
+from kvrag.bench.methods import measure_method_times
 from kvrag.completion import Stream
 from kvrag.errors import SettingsError
 from kvrag.evaluation.cases import Case
@@ -20,7 +22,7 @@ from kvrag.settings import Sampling
 from kvrag.strategies import FullRecompute, KVPacket, strategy_from_name
 from kvrag.worker import step
 
-from ..conftest import CHUNKS
+from ..conftest import CHUNKS, TINY
 from .test_recompute import DEEP, GAP, HEAD, PROMPT, TAIL
 from .test_writer import adapter_of, random_pairs
 
@@ -28,15 +30,25 @@ TWO = KVPacket(top_n=2)
 LONG = TAIL + " " + "Say what the keeper did not own, and nothing else. " * 4
 
 
-@pytest.fixture
-def trained(new_engine):
-    """In float64, six layers deep, with an adapter of all parts."""
-    model = new_engine(config=DEEP, dtype=torch.float64).model
+def trained_engine(new_engine, config=DEEP):
+    """In float64, with an adapter of all parts."""
+    model = new_engine(config=config, dtype=torch.float64).model
     torch.manual_seed(11)
     soft = {name: torch.randn(count, 64) for name, count in (("header", 3), ("trailer", 2), ("link", 1))}
-    engine = new_engine(config=DEEP, dtype=torch.float64, adapter=adapter_of(model, random_pairs(model), **soft))
+    engine = new_engine(config=config, dtype=torch.float64, adapter=adapter_of(model, random_pairs(model), **soft))
     engine.build(CHUNKS, strategy="kv-packet")
     return engine
+
+
+@pytest.fixture
+def trained(new_engine):
+    return trained_engine(new_engine)
+
+
+@pytest.fixture
+def deeper(new_engine):
+    """Two of its layers ask."""
+    return trained_engine(new_engine, LlamaConfig(**TINY | {"num_hidden_layers": 12}))
 
 
 def answers(engine, strategy, prompt=PROMPT, **options):
@@ -51,11 +63,11 @@ def ranked(engine, strategy=TWO, prompt=PROMPT):
 
 
 @pytest.mark.parametrize("tail", [TAIL, LONG], ids=["short", "long"])
-def test_ranks_by_the_attention_of_the_last_rows(trained, tail):
+def test_ranks_by_the_attention_of_the_last_rows(deeper, tail):
     """Compared with attention over a private copy, computed from re-rotated keys."""
-    model = trained.model
+    model = deeper.model
     prompt = HEAD + GAP.join(CHUNKS) + tail
-    plan = plan_lane(model, trained.prepare(prompt, strategy=KVPacket(repair=0.5)), ComputedStates(0), 1)
+    plan = plan_lane(model, deeper.prepare(prompt, strategy=KVPacket(repair=0.5)), ComputedStates(0), 1)
     layout, rows = plan.rows.repair._layout, plan.rows
     places = layout.is_text.nonzero()[:, 0]
     asking = min(ASKING_ROWS, plan.prepared.length(plan.prepared.segments[-1]))
@@ -79,19 +91,19 @@ def test_ranks_by_the_attention_of_the_last_rows(trained, tail):
         current = PrivatePass(rows.lane, places, layout.tokens, watch=watch)
         model.run(embeds[places], positions[places], current, torch.tensor([-1]))
 
-    trained.run(attend)
+    deeper.run(attend)
     mean = torch.stack(found).mean(0)
     wanted = []
     for (first, last), before, after in zip(layout.packets, layout.soft[::2], layout.soft[1::2], strict=True):
         assert before[1] == first
         assert after[0] == last
         wanted.append(float(mean[before[0] : after[1]].sum()))
-    assert ranked(trained, prompt=prompt) == pytest.approx(wanted, rel=1e-9)
+    assert ranked(deeper, prompt=prompt) == pytest.approx(wanted, rel=1e-9)
     assert 0 < sum(wanted) < 1
 
 
-def test_the_layers_that_ask_lie_behind_two_thirds(trained, engine):
-    assert trained.model.geometry.asking == range(4, 5)
+def test_the_layers_that_ask_lie_behind_two_thirds(deeper, engine):
+    assert deeper.model.geometry.asking == range(8, 10)
     assert engine.model.geometry.asking == range(2, 3)
 
 
@@ -210,6 +222,21 @@ def test_the_evaluation_counts_both_readings(trained):
     texts = sum(first.length(s) for s in first.segments if not isinstance(s, PacketSegment))
     assert texts < found.computed < 2 * texts
     assert found.prompt_tokens == served.usage.prompt_tokens
+
+
+def test_random_packets_are_read_twice_too(trained):
+    options = {"packets": 3, "packet": 8, "question": 4, "runs": 1}
+    rows = measure_method_times(trained.model, {"once": KVPacket(), "twice": TWO}, **options)
+    assert {row.method: row.computed_tokens for row in rows} == {"once": 4, "twice": 8}
+    assert {row.prompt_tokens for row in rows} == {3 * (8 + 16) + 4}
+    with pytest.raises(SettingsError, match="falls back in doubt"):
+        measure_method_times(trained.model, {"doubtful": KVPacket(top_n=2, confidence=0.5)}, **options)
+
+
+def test_scores_come_in_pieces_where_they_would_be_many(deeper, monkeypatch):
+    at_once = ranked(deeper)
+    monkeypatch.setattr("kvrag.attach.ranking._MOST", 1)
+    assert ranked(deeper) == pytest.approx(at_once, rel=1e-9)
 
 
 def test_packets_serve_whatever_top_n(trained):
