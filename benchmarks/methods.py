@@ -85,7 +85,11 @@ def main() -> None:
         with engine, ThreadPoolExecutor(args.jobs * len(gpus)) as pool:
             known = json.loads(args.out.read_text()) if args.add else {"rows": [], "times": []}
             sets = make_sets(args, names, engine, known["rows"])
-            bench = Bench(args.out, sets, Setup.of(engine), known, args.at_a_time)
+            setup = Setup.of(engine)
+            for name, value in asdict(setup).items():
+                if name != "date" and known.get(name, value) != value:
+                    raise SystemExit(f"{args.out} was measured with another {name}; choose another file")
+            bench = Bench(args.out, sets, setup, known, args.at_a_time)
             slices = iter(Slices(sets, args.at_a_time))
 
             def work(gpu: str | None) -> list[Future[None]]:
@@ -122,7 +126,8 @@ def draw(path: Path) -> None:
         axis = f"time to first token [ms] of {model},\nas many packets of {size} tokens (4, 8 for 10), in host memory"
         options |= {"milliseconds": milliseconds, "axis": axis}
     setup = Setup(**{name: report[name] for name in Setup.__dataclass_fields__})
-    plot_pareto(setup, [MethodRow(**row) for row in report["rows"]], path.with_suffix(".png"), **options)
+    rows = [MethodRow(**{name: value for name, value in row.items() if name != "date"}) for row in report["rows"]]
+    plot_pareto(setup, rows, path.with_suffix(".png"), **options)
 
 
 class Slices:
@@ -152,7 +157,7 @@ class Bench:
     def __init__(self, path: Path, sets: Sequence[Cases], setup: Setup, known: dict[str, Any], size: int) -> None:
         self.times: list[dict[str, Any]] = known["times"]
         self.setup = setup
-        self._known = [MethodRow(**row) for row in known["rows"]]
+        self._known = known
         self._path, self._sets, self._size, self._lock = path, sets, size, threading.Lock()
         self._costs: dict[int, dict[str, Costs]] = {}
         self._scores: list[dict[int, dict[str, list[Score]]]] = [{} for _ in sets]
@@ -170,39 +175,46 @@ class Bench:
     def add_times(self, times: list[dict[str, Any]]) -> None:
         """Of methods at the shape of a larger model, but for those that are known."""
         known = {row["method"] for row in self.times}
-        self.times = self.times + [row for row in times if row["method"] not in known]
+        self.times = self.times + [row | {"date": self.setup.date} for row in times if row["method"] not in known]
 
-    def save(self) -> list[MethodRow]:
-        """Write the file; its rows set by set, the best first."""
-        report = QualityReport(self.setup, SEED, TOKENS)
-        rows: list[MethodRow] = []
+    def save(self) -> bool:
+        """Write the file, its rows set by set, the best first; whether there are any."""
+        groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+        for row in self._known["rows"]:
+            groups.setdefault(set_of(row), []).append(row)
         for number, costs in self._costs.items():
-            with self._lock:
-                parts = sorted(self._scores[number].items())
-            cases = self._sets[number]
-            of_set = [row for row in self._known if set_of(row) == (cases.dataset, cases.template, cases.passages)]
-            if parts:
-                answered = tuple(case for first, _ in parts for case in cases.cases[first : first + self._size])
-                found = {name: [s for _, part in parts for s in part[name]] for name in costs}
-                known = {row.method for row in of_set}
-                fresh = rows_of(replace(cases, cases=answered), found, seed=SEED)
-                of_set += [MethodRow.of(row, costs[row.method]) for row in fresh if row.method not in known]
-            rows += sorted(of_set, key=lambda row: (-(row.f1 or 0.0), row.kl))
-        report.rows = list(rows)
-        write_atomically(self._path, json.dumps(report.as_json() | {"times": self.times}, indent=1) + "\n")
-        return rows
+            for row in self._measured(number, costs):
+                group = groups.setdefault(set_of(row), [])
+                if row["method"] not in {other["method"] for other in group}:
+                    group.append(row)
+        rows = [row for group in groups.values() for row in sorted(group, key=lambda r: (-(r["f1"] or 0.0), r["kl"]))]
+        told = QualityReport(self.setup, SEED, TOKENS).as_json() | self._known | {"rows": rows, "times": self.times}
+        write_atomically(self._path, json.dumps(told, indent=1) + "\n")
+        return bool(rows)
+
+    def _measured(self, number: int, costs: dict[str, Costs]) -> list[dict[str, Any]]:
+        """Rows of a set by its number; beside known ones only when all of their questions were answered."""
+        with self._lock:
+            parts = sorted(self._scores[number].items())
+        cases = self._sets[number]
+        answered = tuple(case for first, _ in parts for case in cases.cases[first : first + self._size])
+        if not answered or (self._known["rows"] and len(answered) < len(cases.cases)):
+            return []
+        found = {name: [s for _, part in parts for s in part[name]] for name in costs}
+        rows = rows_of(replace(cases, cases=answered), found, seed=SEED)
+        return [asdict(MethodRow.of(row, costs[row.method])) | {"date": self.setup.date} for row in rows]
 
 
-def set_of(row: MethodRow) -> tuple[str, str, int]:
+def set_of(row: dict[str, Any]) -> tuple[str, str, int]:
     """What a row was measured on."""
-    return row.dataset, row.template, row.passages
+    return row["dataset"], row["template"], row["passages"]
 
 
 def make_sets(
     args: argparse.Namespace, names: Sequence[str], engine: PacketEngine, known: Sequence[dict[str, Any]]
 ) -> list[Cases]:
     """The questions of every set whose file is there; as many as known rows have, if there are some."""
-    counts = {(row["dataset"], row["template"], row["passages"]): row["n"] for row in known}
+    counts = {set_of(row): row["n"] for row in known}
     model, template = engine.model, find_template("llama-index-compact")
     window = Window(model, list(methods_from_names(names).values()), engine.adapter, TOKENS)
     sets: list[Cases] = []

@@ -15,9 +15,10 @@ class Usage:
     """Tokens of one answer; `prompt_tokens` is `cached_tokens + computed_tokens`.
 
     Attributes:
-        prompt_tokens: rows of the prompt.
+        prompt_tokens: rows of the prompt; where it was read twice, of what the second reading had of it.
         cached_tokens: rows that came from packets and from states of earlier prompts.
-        computed_tokens: rows that went through the model; where a prompt was read twice, the second time alone.
+        computed_tokens: rows that went through the model; of a prompt that was read twice, or answered once more, the
+            last time alone.
         completion_tokens: tokens generated.
     """
 

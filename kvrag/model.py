@@ -328,11 +328,11 @@ class LanguageModel:
             logits = self.run(embeds, on_device[1], current, on_device[2])
         current.commit()
         if asking:
-            queries, layers = current.queries(), self.geometry.asking
+            queries, scaling = current.asked()
             for r, end in zip(rows, firsts[1:], strict=True):
                 if r.ranking is not None:
                     asked = queries[:, :, end - r.ranking.rows : end]
-                    r.ranking.take(asked, r.lane, layers, self.rope, current.scaling)
+                    r.ranking.take(asked, r.lane, self.geometry.asking, self.rope, scaling)
         return logits
 
     def freeze(self, *, checkpointing: bool = False) -> None:

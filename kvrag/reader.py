@@ -10,7 +10,7 @@ from kvrag.adapter import Adapter
 from kvrag.loading.loader import Fetched, PacketLoader
 from kvrag.matching import Match, fingerprint
 from kvrag.model import LanguageModel
-from kvrag.narrowing import best_packets, narrowed
+from kvrag.narrowing import best_packets, narrowed, narrows, packet_keys
 from kvrag.packet import Packet, PacketKey, Scope
 from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment, Segment, segment_prompt, stripped
@@ -139,6 +139,7 @@ def place_segments(
         packets: of the packet segments.
         chain: digest of what computed states depend on besides the segments.
     """
+    asks = not isinstance(segments[-1], PacketSegment)
     if not strategy.attaches:
         segments = [s.as_text() if isinstance(s, PacketSegment) else s for s in segments]
     elif isinstance(segments[-1], PacketSegment):  # a prompt ends in text, and no link comes behind it
@@ -151,15 +152,14 @@ def place_segments(
     starts = strategy.starts(arranged, [unplaced.length(segment) for segment in arranged])
     scales = {"score_scale": strategy.score_scale, "merge_scale": strategy.merge_scale}
     placed = replace(unplaced, starts=starts, **scales)
-    packets_in = sum(isinstance(segment, PacketSegment) for segment in arranged)
-    if not packets_in:
+    if not (keys := packet_keys(segments)):
         return placed
     if (then := strategy.narrowed) is not None:
-        if packets_in == 1:
+        if not asks or not narrows(segments, strategy.top_n):  # nobody asks, or the second reading would be the first
             return place_segments(segments, then, adapter, packets, chain)
 
         def narrow(attention: Sequence[float]) -> Prepared:
-            best = best_packets(attention, strategy.top_n)
+            best = best_packets(attention, keys, strategy.top_n)
             again = place_segments(narrowed(segments, best), then, adapter, packets, chain)
             return replace(again, kept=tuple(best))
 

@@ -54,20 +54,16 @@ class LanePass:
     Args:
         lanes: the lanes, in the order of their rows in the pass.
         rows: number of rows each lane computes now.
-
-    Attributes:
-        scaling: of the scores, once a layer has been answered.
     """
 
     def __init__(self, lanes: Sequence[Lane], rows: Sequence[int]) -> None:
         self.layers_seen = 0
-        self.scaling = 1.0
         self._lanes = list(zip(lanes, rows, strict=True))
         for lane, count in self._lanes:
             lane.reserve(count)
 
-    def queries(self) -> torch.Tensor:
-        """Those of the layers that ask, `[l, HQ, S, D]`, if the pass was made to keep them."""
+    def asked(self) -> tuple[torch.Tensor, float]:
+        """Queries of the layers that ask, `[l, HQ, S, D]`, if the pass was made to keep them; and the scaling."""
         raise NotImplementedError
 
     def commit(self) -> None:
@@ -90,6 +86,7 @@ class AttentionPass(LanePass):
         super().__init__(lanes, rows)
         self._asking = asking
         self._queries: list[torch.Tensor] = []
+        self._scaling = 1.0
         device = lanes[0].own(0, 0).device
         turns: dict[int, int] = {}
         groups = {1.0: 0}  # by merge scale
@@ -125,15 +122,15 @@ class AttentionPass(LanePass):
             first += count
         self.layers_seen += 1
         if layer in self._asking:
-            self.scaling = scaling
             self._queries.append(query)
+            self._scaling = scaling
         keys = [of_layer[layer] for of_layer in self._keys]
         values = [of_layer[layer] for of_layer in self._values]
         return packet_attention(query.transpose(0, 1), keys, values, self._table, scaling)
 
-    def queries(self) -> torch.Tensor:
-        """Those of the asking layers, `[l, HQ, S, D]`."""
-        return torch.stack(self._queries)
+    def asked(self) -> tuple[torch.Tensor, float]:
+        """As `LanePass.asked`."""
+        return torch.stack(self._queries), self._scaling
 
 
 def attend(

@@ -89,7 +89,9 @@ class DeviceWorks:
     def _make(self, rows: int, forms: frozenset[str], capacity: dict[str, int]) -> DeviceWork:
         g = self.geometry
         group = g.heads // g.kv_heads
-        asking = g.asking if rows > 1 else range(0)  # steps of decoding ask nothing
+        asking = (
+            g.asking if 1 < rows <= SIZES[-1] else range(0)
+        )  # single steps ask nothing; larger passes keep their own
         options = {"capacity": capacity, "forms": forms, "before": self.arrivals.wait, "asking": asking}
         work = DeviceWork(self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, **options)
         self._works[rows, forms] = work
@@ -142,7 +144,9 @@ class DevicePass(LanePass):
         super().__init__(lanes, rows)
         self.arrivals = works.arrivals
         self.rows = sum(rows)
-        self._least = 2 if asking else 1
+        self._least = 2 if asking else 1  # rows that keep queries
+        self._asking = works.geometry.asking if asking else range(0)
+        self._queries: list[torch.Tensor] = []
         single = self.rows == len(lanes) and not asking
         work = works.advanced(lanes) if single else None
         self.work = work or self._planned(rope, works)
@@ -188,7 +192,7 @@ class DevicePass(LanePass):
         """A pass over whatever is in the buffers when it is done."""
         made = cls.__new__(cls)
         LanePass.__init__(made, [], [])
-        made.rows, made.work = work.rows, work
+        made.rows, made.work, made._asking = work.rows, work, range(0)
         return made
 
     def attend(
@@ -196,12 +200,14 @@ class DevicePass(LanePass):
     ) -> torch.Tensor:
         """Write the rows' keys and values `[H, S, D]` into their lanes and attend: `[S, HQ, D]` from `[HQ, S, D]`."""
         self.layers_seen += 1
+        if layer in self._asking and not len(self.work.queries):
+            self._queries.append(query)
         return self.work.pass_layer(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), layer, scaling)
 
-    def queries(self) -> torch.Tensor:
-        """Those of the asking layers, `[l, HQ, S, D]`, until the next pass."""
-        self.scaling = self.work.scaling
-        return self.work.queries[:, : self.rows].transpose(1, 2)
+    def asked(self) -> tuple[torch.Tensor, float]:
+        """As `LanePass.asked`, until the next pass."""
+        kept = torch.stack(self._queries) if self._queries else self.work.queries[:, : self.rows].transpose(1, 2)
+        return kept, self.work.scaling
 
 
 class PlainPass(LanePass):

@@ -108,6 +108,11 @@ class Extent:
         """Where the block is, for the next pass."""
         return _place(self.block) if isinstance(self.block, torch.Tensor) else self.block.place
 
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.block.shape[3] if isinstance(self.block, torch.Tensor) else self.block.place[-1]
+
     def keys_in(self, layers: range) -> torch.Tensor:
         """Keys `[l, H, T, D]` of layers that follow each other."""
         if isinstance(self.block, torch.Tensor):

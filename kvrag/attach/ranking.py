@@ -20,17 +20,26 @@ class PacketRanking:
         rows: the last so many rows of its pass ask.
 
     Attributes:
-        shares: of each packet, once the pass is done: the attention paid to it, mean over layers, heads and rows; what
-            text and other states get is left to 1.
+        rows: as given.
     """
 
     def __init__(self, packets: list[Extent], rows: int) -> None:
-        self.shares: list[float] = []
         self.rows = rows
         self._packets = packets
+        self._found: list[float] | Exception = []
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each packet, once the pass is done: the attention paid to it, mean over layers, heads and rows.
+
+        What text and other states get is left to 1. Raises what kept `take` from finding out.
+        """
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
 
     def take(self, queries: torch.Tensor, lane: Lane, layers: range, rope: Rope, scaling: float) -> None:
-        """Rank by the queries that a pass has left.
+        """Rank by the queries that a pass has left. What fails is kept for `shares`: others share the pass.
 
         Args:
             queries: `[l, HQ, rows, D]` of the asking rows, the lane's last ones, in the `layers`.
@@ -39,27 +48,13 @@ class PacketRanking:
             rope: of the model.
             scaling: of the scores.
         """
-        extents, device, count = lane.extents, queries.device, queries.shape[2]
-        attached = [extent.keys_in(layers) for extent in extents]  # [l, H, T, D] each
-        own = lane.own(0, lane.length)[layers.start : layers.stop, 0]
-        lengths = torch.tensor([keys.shape[2] for keys in attached], device=device)
-        total = sum(keys.shape[2] for keys in attached)
-        angles = (x.to(device) for x in rope.angles([extent.turn for extent in extents]))
-        cos, sin = (x.repeat_interleave(lengths, 0, output_size=total) for x in angles)
-        later = torch.ones(count, count, dtype=torch.bool, device=device).triu(1)
-        paid: list[torch.Tensor] = []
-        at_once = max(1, _MOST // (queries.shape[1] * count * (total + lane.length)))  # layers
-        for first in range(0, len(layers), at_once):
-            some = slice(first, first + at_once)
-            keys = torch.cat([of_extent[some] for of_extent in attached], 2)
-            turned = rotate_back(_precise(keys), cos, -sin).to(keys.dtype)  # forward, to where they stand
-            keys = torch.cat([turned, own[some]], 2)
-            scores = _scores(queries[some].unflatten(1, (keys.shape[1], -1)), keys, scaling)
-            scores[..., -count:].masked_fill_(later, -torch.inf)
-            paid.append(scores.softmax(-1)[..., :total].mean((1, 2, 3)))
-        ends = torch.cat(paid).mean(0).cumsum(0)[lengths.cumsum(0) - 1].tolist()
-        shares = {id(extent): end - begin for extent, begin, end in zip(extents, [0.0, *ends], ends, strict=False)}
-        self.shares = [shares[id(extent)] for extent in self._packets]
+        try:
+            paid = _paid(queries, lane, layers, rope, scaling)
+        except Exception as error:
+            self._found = error
+            return
+        of_extent = {id(extent): share for extent, share in zip(lane.extents, paid, strict=True)}
+        self._found = [of_extent[id(extent)] for extent in self._packets]
 
 
 class PackedRanking:
@@ -94,18 +89,43 @@ class PackedRanking:
         paid = scores.softmax(-1).mean((1, 2)) * self._asks[..., None]  # [B, n, N]
         paid = paid.sum(1) / self._asks.sum(1)[:, None]
         number = self._packets.clamp(min=0)
-        self._sum.scatter_add_(1, number, paid * (self._packets >= 0))
+        self._sum.scatter_add_(1, number, (paid * (self._packets >= 0)).to(self._sum.dtype))
 
     def shares(self) -> list[list[float]]:
         """Of each prompt's packets, as `PacketRanking.shares`; zeros behind those of prompts that have fewer."""
         return (self._sum / len(self.layers)).tolist()
 
 
+def _paid(queries: torch.Tensor, lane: Lane, layers: range, rope: Rope, scaling: float) -> list[float]:
+    """The attention that each extent of a lane gets, as in `PacketRanking.take`; a bounded number of scores at once."""
+    extents, count, size = lane.extents, queries.shape[2], len(layers)
+    lengths = [extent.tokens for extent in extents]
+    total, repeats = sum(lengths), torch.tensor(lengths, device=queries.device)
+    angles = (x.to(queries.device) for x in rope.angles([extent.turn for extent in extents]))
+    cos, sin = (x.repeat_interleave(repeats, 0, output_size=total) for x in angles)
+    later = torch.ones(count, count, dtype=torch.bool, device=queries.device).triu(1)
+    own = lane.own(0, lane.length)[layers.start : layers.stop, 0]  # [l, H, N, D]
+    grouped = queries.unflatten(1, (own.shape[1], -1))  # [l, H, G, n, D]
+    at_once = max(1, _MOST // (grouped.shape[2] * count * (total + lane.length)))  # KV heads, whatever the layer
+    some, heads = max(1, at_once // own.shape[1]), min(at_once, own.shape[1])
+    paid = torch.zeros(total, dtype=torch.promote_types(queries.dtype, torch.float32), device=queries.device)
+    for first in range(0, size, some):
+        last = min(first + some, size)
+        attached = torch.cat([e.keys_in(range(layers[first], layers[last - 1] + 1)) for e in extents], 2)
+        for head in range(0, own.shape[1], heads):
+            part = slice(first, last), slice(head, head + heads)
+            keys = rotate_back(_precise(attached[:, part[1]]), cos, -sin)  # forward, to where they stand
+            scores = _scores(grouped[part], torch.cat([keys, _precise(own[part])], 2), scaling)
+            scores[..., -count:].masked_fill_(later, -torch.inf)
+            paid += scores.softmax(-1)[..., :total].sum((0, 1, 2, 3))
+    by_token = (paid / (queries.shape[1] * size * count)).cpu()
+    return [float(part.sum()) for part in by_token.split(lengths)]
+
+
 def _scores(query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
     """`[..., H, G, n, N]` in float32 at least, from queries `[..., H, G, n, D]` and keys `[..., H, N, D]`."""
-    rows = query.flatten(-3, -2)
-    scores = _precise(torch.matmul(rows, keys.transpose(-2, -1))) * scaling
-    return scores.unflatten(-2, query.shape[-3:-1])
+    rows = _precise(query).flatten(-3, -2) * scaling  # in float16, products could be more than it can hold
+    return torch.matmul(rows, _precise(keys).transpose(-2, -1)).unflatten(-2, query.shape[-3:-1])
 
 
 def _precise(x: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from kvrag.adapter import Adapter, AdapterHeader
-from kvrag.attach import ComputedStates
 from kvrag.bench.prompts import RandomPrompt
 from kvrag.bench.timing import median_ms
 from kvrag.errors import SettingsError
-from kvrag.evaluation.costs import Work
+from kvrag.evaluation.costs import Work, compute_first_token
 from kvrag.model import LanguageModel
 from kvrag.packet import Recipe
-from kvrag.plan import plan_lane
 from kvrag.prepared import Prepared
 from kvrag.strategies import Strategy
 
@@ -96,18 +94,7 @@ def measure_method_times(
     works: dict[str, Work] = {}
 
     def answer(name: str) -> int:
-        prompt: Prepared | None = prepared[name]
-        computed, token = 0.0, 0
-        while prompt is not None:
-            plan = plan_lane(model, prompt, ComputedStates(0), 1, pool)
-            try:
-                logits = model.forward([plan.rows])[0]
-                computed += plan.computed
-                prompt = plan.again(logits)
-            finally:
-                plan.release()
-            token = int(logits.argmax())
-        works[name] = Work.of(prepared[name], computed)
+        token, works[name] = compute_first_token(model, prepared[name], pool)
         return token
 
     def forget() -> None:

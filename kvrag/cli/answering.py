@@ -35,8 +35,8 @@ class Answer:
         completion_tokens: tokens generated.
         first_token_ms: from the prompt's arrival in the engine to the first token.
         fell_back: whether packets left the model in doubt about one of them, so that it was answered once more.
-        kept: which of a prompt's packets, counted from 0, it was answered from, the most attended last, of several such
-            prompts one after the other; None where all were answered as they were.
+        kept: which of its packets, counted from 0, each prompt was answered from, the most attended last; None of a
+            prompt that was read once, as it is.
     """
 
     strategy: str
@@ -48,7 +48,7 @@ class Answer:
     completion_tokens: int
     first_token_ms: float
     fell_back: bool
-    kept: list[int] | None
+    kept: list[list[int] | None]
 
 
 def answer_from(
@@ -90,7 +90,7 @@ def answer_from(
         completion_tokens=sum(usage["completion_tokens"] for usage in used),
         first_token_ms=sum(raw["timings"]["first_token_ms"] for raw in raws),
         fell_back=any(raw["fell_back"] for raw in raws),
-        kept=[number for raw in raws for number in raw["kept"] or ()] or None,
+        kept=[raw["kept"] for raw in raws],
     )
 
 

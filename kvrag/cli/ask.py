@@ -135,8 +135,9 @@ def _compare(answers: "list[Answer]", sources: list[dict[str, Any]]) -> None:
 def _remarks(answer: "Answer") -> str:
     """How it came about, where it was not simply from all packets."""
     remarks = ""
-    if answer.kept is not None:  # of several prompts, those with a single packet are not in the list
-        remarks += f"; answered from {len(answer.kept) if answer.prompts == 1 else 'some'} of the packets"
+    if any(answer.kept):
+        count = sum(map(len, answer.kept)) if all(answer.kept) else "some"
+        remarks += f"; answered from {count} of the packets"
     if answer.fell_back:
         remarks += "; doubtful from packets, so answered once more"
     return remarks

@@ -10,11 +10,11 @@ from kvrag.evaluation.answering import Answered
 from kvrag.evaluation.cases import Case
 from kvrag.generate import TextStream
 from kvrag.model import LanguageModel
-from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed
+from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed, narrows, packet_keys
 from kvrag.packed_rows import Branch, PackedRows, PromptTree
 from kvrag.packing import pack_prompts
 from kvrag.prepared import certainty
-from kvrag.prompt import PacketSegment, Segment, TextSegment, segment_prompt
+from kvrag.prompt import Segment, TextSegment, segment_prompt
 from kvrag.qa.templates import FilledPrompt
 from kvrag.strategies import Strategy
 from kvrag.training.examples import Grower
@@ -86,10 +86,16 @@ class BatchedAnswerer:
         assert strategy.narrowed is not None
         asking = [min(ASKING_ROWS, len(tree.branches[0].ids)) for tree in trees]
         attention = rank_packets(self._model, rows, self._soft, writer, asking)
-        narrower = [_narrowed(tree, found, strategy.top_n) for tree, found in zip(trees, attention, strict=True)]
-        answers = self._answer(narrower, strategy.narrowed, keep_logits=keep_logits)
-        first = [_computed(rows, n, strategy) * (_packets(tree) > 1) for n, tree in enumerate(trees)]
-        return [replace(a, computed=a.computed + before) for a, before in zip(answers, first, strict=True)]
+        again = list(trees)
+        before = [0] * len(trees)
+        for n, (tree, found) in enumerate(zip(trees, attention, strict=True)):
+            if narrows(tree.trunk, strategy.top_n):
+                keys = packet_keys(tree.trunk)
+                best = best_packets(found[: len(keys)], keys, strategy.top_n)
+                again[n] = replace(tree, trunk=tuple(narrowed(tree.trunk, best)))
+                before[n] = _computed(rows, n, strategy)
+        answers = self._answer(again, strategy.narrowed, keep_logits=keep_logits)
+        return [replace(a, computed=a.computed + first) for a, first in zip(answers, before, strict=True)]
 
     def _packed(self, trees: Sequence[PromptTree], strategy: Strategy) -> tuple[PackedRows, Writer | None]:
         """The rows of a pass over prompts, and what encodes their chunks."""
@@ -119,19 +125,7 @@ class BatchedAnswerer:
 
 def _in_doubt(strategy: Strategy, tree: PromptTree, answer: Answered) -> bool:
     """Whether packets, of which there have to be some, leave the model in doubt about its first token."""
-    return _packets(tree) > 0 and certainty(answer.logits[0]) < strategy.doubts_below
-
-
-def _packets(tree: PromptTree) -> int:
-    return sum(isinstance(segment, PacketSegment) for segment in tree.trunk)
-
-
-def _narrowed(tree: PromptTree, attention: Sequence[float], top_n: int) -> PromptTree:
-    """The prompt with the best of its packets, if it has several."""
-    count = _packets(tree)
-    if count < 2:
-        return tree
-    return replace(tree, trunk=tuple(narrowed(tree.trunk, best_packets(attention[:count], top_n))))
+    return bool(packet_keys(tree.trunk)) and certainty(answer.logits[0]) < strategy.doubts_below
 
 
 def _computed(rows: PackedRows, number: int, strategy: Strategy) -> int:

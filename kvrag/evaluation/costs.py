@@ -1,21 +1,22 @@
 """What a method costs beside its quality: rows, operations, bytes, and the time to a first token."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Self
 
+from kvrag.attach import ComputedStates, DevicePool
 from kvrag.bench.timing import median_ms
 from kvrag.engine import PacketEngine
 from kvrag.evaluation.cases import Case
-from kvrag.evaluation.engine_answerer import EngineAnswerer
 from kvrag.evaluation.report import QualityRow
 from kvrag.model import LanguageModel
+from kvrag.plan import plan_lane
 from kvrag.prepared import Prepared
 from kvrag.prompt import PacketSegment
 from kvrag.strategies import Strategy
 
-__all__ = ["Costs", "MethodRow", "Work", "measure_costs"]
+__all__ = ["Costs", "MethodRow", "Work", "compute_first_token", "measure_costs"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Work:
         keys += (computed - rows) * (prepared.tokens + 1) / 2
         return cls(computed, keys, sum(n for n, _ in chunks.values()), sum(n for _, n in chunks.values()))
 
+    def __add__(self, later: "Work") -> "Work":
+        """Both one after the other; the packets are those of the first."""
+        return replace(self, rows=self.rows + later.rows, keys=self.keys + later.keys)
+
     def flops(self, model: LanguageModel) -> float:
         """Floating point operations: `2 P rows + 4 L HQ D keys + 2 hidden vocabulary`.
 
@@ -65,6 +70,29 @@ class Work:
         weights = sum(p.numel() for m in model.linear_modules().values() for p in m.parameters() if p.ndim == 2)
         head = 2 * model.hidden_size * int(model.config.vocab_size)
         return 2 * weights * self.rows + 4 * g.layers * g.heads * g.head_dim * self.keys + head
+
+
+def compute_first_token(model: LanguageModel, prompt: Prepared, pool: DevicePool | None = None) -> tuple[int, Work]:
+    """The first token of an answer, and what was done for it, however often the prompt had to be read.
+
+    Args:
+        model: to run on.
+        prompt: nothing of it but packets is reused.
+        pool: of packets on the device.
+    """
+    work: Work | None = None
+    while True:
+        plan = plan_lane(model, prompt, ComputedStates(0), 1, pool)
+        try:
+            logits = model.forward([plan.rows])[0]
+            done = Work.of(prompt, plan.computed)
+            again = plan.again(logits)
+        finally:
+            plan.release()
+        work = done if work is None else work + done
+        if again is None:
+            return int(logits.argmax()), work
+        prompt = again
 
 
 @dataclass(frozen=True)
@@ -117,7 +145,6 @@ def measure_costs(
     """
     works: dict[str, list[Work]] = {name: [] for name in methods}
     times: dict[str, list[float]] = {name: [] for name in methods}
-    answerer = EngineAnswerer(engine, 1, builds=False)
     for case in cases:
         calls: dict[str, Callable[[], object]] = {}
         known: list[Prepared] = []
@@ -129,8 +156,8 @@ def measure_costs(
             calls[name] = lambda strategy=strategy, case=case: engine.generate(
                 case.prompt, strategy=strategy, documents=case.passages, max_new_tokens=1
             )
-            (answered,) = answerer.answer([case], strategy)
-            works[name].append(Work.of(prepared, answered.computed))
+            _, work = engine.run(compute_first_token, engine.model, prepared)
+            works[name].append(work)
 
         def forget(known: Sequence[Prepared] = known) -> None:
             for prepared in known:

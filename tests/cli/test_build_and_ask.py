@@ -121,14 +121,16 @@ def test_a_context_too_long_for_one_prompt_is_asked_in_several(documents, build,
     assert told["cached_tokens"] > 4096
 
 
-def test_several_prompts_say_together_which_packets_answered_them(documents, build, ask, kvrag, model):
+def test_several_prompts_say_which_packets_answered_them(documents, build, ask, kvrag, model):
     (documents / "long.txt").write_text(" ".join(f"Sentence {n} is about the goats of island {n}." for n in range(400)))
     build(documents, "--chunk-tokens", 500)
     told = ask("goats of island", "--top-k", 40, "--strategy", "kv-packet:top_n=2")
-    assert 1 < len(told["kept"]) <= 2 * told["prompts"]
+    assert len(told["kept"]) == told["prompts"] > 1
+    assert all(kept is None or 1 <= len(kept) <= 2 for kept in told["kept"])
+    assert any(told["kept"])
     options = ["--model", model, "--top-k", 40, "--max-new-tokens", 2]
     shown = kvrag("ask", "goats of island", "--strategy", "kv-packet:top_n=2", *options)
-    assert "; answered from some of the packets" in shown.stdout
+    assert "; answered from " in shown.stdout
 
 
 def test_full_recompute_stands_beside_the_packets(documents, build, ask, kvrag, model):
@@ -356,8 +358,8 @@ def test_an_answer_from_the_packets_it_attends_to_most_says_so(documents, build,
     build(documents)
     asked = "How many goats does the night boat carry?"
     one = ask(asked, "--strategy", "kv-packet:top_n=1", "--top-k", 2)
-    assert one["kept"] in ([0], [1])
-    assert ask(asked, "--top-k", 2)["kept"] is None
+    assert one["kept"] in ([[0]], [[1]])
+    assert ask(asked, "--top-k", 2)["kept"] == [None]
     options = ["--model", model, "--top-k", 2, "--max-new-tokens", 2]
     told = kvrag("ask", asked, "--strategy", "kv-packet:top_n=1", *options)
     assert "; answered from 1 of the packets" in told.stdout

@@ -12,11 +12,10 @@ from kvrag.completion import Stream
 from kvrag.errors import SettingsError
 from kvrag.evaluation.cases import Case
 from kvrag.evaluation.engine_answerer import EngineAnswerer
-from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed
+from kvrag.narrowing import ASKING_ROWS, best_packets, narrowed, narrows
 from kvrag.packet import PacketKey
 from kvrag.plan import plan_lane
 from kvrag.prompt import PacketSegment, TextSegment
-from kvrag.recompute.attention import question_attention
 from kvrag.request import Request
 from kvrag.settings import Sampling
 from kvrag.strategies import FullRecompute, KVPacket, strategy_from_name
@@ -122,7 +121,7 @@ def test_answers_from_the_best_as_if_there_were_no_others(trained):
 def test_all_packets_are_only_put_in_order(trained):
     answer = answers(trained, KVPacket(top_n=100))
     assert sorted(answer.kept) == list(range(len(CHUNKS)))
-    assert list(answer.kept) == best_packets(ranked(trained), 100)
+    assert list(answer.kept) == best_packets(ranked(trained), CHUNKS, 100)
     ordered = answers(trained, "kv-packet", HEAD + GAP.join(CHUNKS[n] for n in answer.kept) + TAIL)
     assert answer.token_ids == ordered.token_ids
 
@@ -259,10 +258,78 @@ def test_sampled_answers_and_streams(trained):
     assert "".join(pieces) == alone.text == stream.completion.text
 
 
-def test_a_prompt_that_ends_in_a_chunk(trained):
-    answer = answers(trained, TWO, HEAD + GAP.join(CHUNKS))
-    assert len(answer.kept) == 2
-    assert 5 not in answer.kept
+def test_a_prompt_that_ends_in_a_chunk_asks_nothing(trained):
+    prompt = HEAD + GAP.join(CHUNKS)
+    answer = answers(trained, TWO, prompt)
+    assert answer.kept is None
+    assert answer.token_ids == answers(trained, "kv-packet", prompt).token_ids
+
+
+def test_two_packets_in_a_conversation_stay_in_their_turns(trained):
+    prompt = f"user: {CHUNKS[0]} Who?\nassistant: A keeper.\nuser: {CHUNKS[1]} What of?"
+    for strategy in (TWO, KVPacket(top_n=9)):  # nothing to leave out, nothing to move
+        assert trained.prepare(prompt, strategy=strategy).narrow is None
+    answer = answers(trained, KVPacket(top_n=1), prompt)
+    (kept,) = answer.kept
+    left = prompt.replace(CHUNKS[1 - kept], "")
+    assert answer.text == answers(trained, "kv-packet", left).text
+
+
+def test_a_document_without_a_packet_stays(trained):
+    prompt = HEAD + GAP.join([CHUNKS[0], "Nobody has built a packet of this text, so it is text.", *CHUNKS[1:3]]) + TAIL
+    answer = answers(trained, KVPacket(top_n=1), prompt)
+    for number, chunk in enumerate(CHUNKS[:3]):
+        prompt = prompt if number in answer.kept else prompt.replace(chunk, "")
+    assert "Nobody has built" in prompt
+    assert answer.text == answers(trained, "kv-packet", prompt).text
+
+
+def test_a_packet_that_stands_there_twice_is_kept_once(trained):
+    prompt = HEAD + GAP.join([*CHUNKS[:3], *CHUNKS[:3]]) + TAIL
+    answer = answers(trained, TWO, prompt)
+    assert len({number % 3 for number in answer.kept}) == 2
+
+
+def test_a_question_of_one_token(trained):
+    answer = answers(trained, TWO, HEAD + GAP.join(CHUNKS) + "?")
+    alone = answers(trained, "kv-packet", HEAD + GAP.join(CHUNKS[n] for n in answer.kept) + "?")
+    assert answer.token_ids == alone.token_ids
+
+
+def test_what_ranking_fails_at_is_its_own_requests_error(trained, monkeypatch):
+    def fail(*args):
+        raise MemoryError("no room for scores")
+
+    monkeypatch.setattr("kvrag.attach.ranking._paid", fail)
+    plain, twice = Stream(), Stream()
+    requests = [
+        Request(trained.prepare(PROMPT, strategy=s), Sampling(max_new_tokens=3), stream.delivery, "kv-packet", 0.0)
+        for s, stream in ((KVPacket(), plain), (TWO, twice))
+    ]
+    while requests:
+        requests = step(trained.model, ComputedStates(0), requests)
+    assert len(plain.result().token_ids) > 0
+    with pytest.raises(MemoryError, match="no room"):
+        twice.result()
+
+
+def test_who_cancels_between_the_readings_gets_an_end(trained):
+    stream = Stream()
+    request = Request(
+        trained.prepare(PROMPT, strategy=TWO), Sampling(max_new_tokens=3), stream.delivery, "kv-packet", 0.0
+    )
+    assert step(trained.model, ComputedStates(0), [request]) == [request]
+    stream.delivery.cancelled.set()
+    assert step(trained.model, ComputedStates(0), [request]) == []
+    assert request.finished
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_ranks_alike(new_engine, dtype):
+    exact, half = (new_engine(dtype=kind, folder=str(kind), strategy=TWO) for kind in (torch.float32, dtype))
+    for engine in (exact, half):
+        engine.build(CHUNKS)
+    assert ranked(half) == pytest.approx(ranked(exact), rel=0.1)
 
 
 def segment(name):
@@ -288,31 +355,26 @@ def test_narrowing_keeps_texts_that_differ():
     assert narrowed([a, b, text(2), c, text(3)], [2, 0]) == [a, text(2), c, text(3)]
 
 
+def test_narrowing_takes_a_single_gap_for_a_text():
+    a, b = map(segment, "ab")
+    prompt = [text(1), a, text(2), b, text(3)]
+    assert not narrows(prompt, 2)
+    assert narrows(prompt, 1)
+    assert narrowed(prompt, [1, 0]) == prompt
+    assert narrowed(prompt, [1]) == [text(1), text(2), b, text(3)]
+
+
+def test_narrowing_takes_long_gaps_for_texts():
+    a, b, c = map(segment, "abc")
+    for length, moves in ((8, True), (9, False)):
+        gap = text(*range(length))
+        prompt = [a, gap, b, gap, c, text(3)]
+        assert narrows(prompt, 3) == moves
+        assert narrowed(prompt, [2, 1, 0]) == ([c, gap, b, gap, a, text(3)] if moves else prompt)
+
+
 def test_the_best_come_last_and_the_first_of_equals_stays():
-    assert best_packets([0.1, 0.4, 0.2], 2) == [2, 1]
-    assert best_packets([0.1, 0.1, 0.1], 2) == [1, 0]
-    assert best_packets([0.3], 5) == [0]
-
-
-def test_attention_as_other_methods_count_it(trained):
-    """The whole tail's attention in a single layer, as `question_attention` has it, in the same order of packets."""
-    plan = plan_lane(trained.model, trained.prepare(PROMPT, strategy=KVPacket(repair=0.5)), ComputedStates(0), 1)
-    layout, rows = plan.rows.repair._layout, plan.rows
-    places, found = layout.is_text.nonzero()[:, 0], []
-
-    @torch.inference_mode()
-    def attend():
-        def watch(seen):
-            if seen.layer in trained.model.geometry.asking:
-                found.append(question_attention(seen, layout))
-
-        ids, positions = torch.tensor([rows.ids, rows.positions])
-        embeds = trained.model.embed(ids)
-        for first, given in rows.soft:
-            embeds[first : first + len(given)] = given
-        current = PrivatePass(rows.lane, places, layout.tokens, watch=watch)
-        trained.model.run(embeds[places], positions[places], current, torch.tensor([-1]))
-
-    trained.run(attend)
-    by_tokens = [float(found[0][first:last].sum()) for first, last in layout.packets]
-    assert all(tokens < whole for tokens, whole in zip(by_tokens, ranked(trained), strict=True))
+    assert best_packets([0.1, 0.4, 0.2], "abc", 2) == [2, 1]
+    assert best_packets([0.1, 0.1, 0.1], "abc", 2) == [1, 0]
+    assert best_packets([0.3], "a", 5) == [0]
+    assert best_packets([0.1, 0.4, 0.2, 0.3], "abbc", 3) == [0, 3, 1]
