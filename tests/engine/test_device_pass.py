@@ -66,8 +66,8 @@ def test_answers_are_the_same(models, tmp_path):
     assert by_kernels.usage.cached_tokens > 0
 
 
-def test_packets_are_ranked_alike(models, tmp_path):
-    """By the queries that the kernels' buffers keep, and keys wherever the pool has them."""
+def test_packets_are_ranked_alike(models, tmp_path, monkeypatch):
+    """By the queries that buffers keep, or passes that are too large for them, and keys wherever the pool has them."""
     found = []
     for number, model in enumerate(models):
         with PacketStore(tmp_path / str(number)) as store, open_engine(model, store) as engine:
@@ -81,8 +81,12 @@ def test_packets_are_ranked_alike(models, tmp_path):
                 return plan.rows.ranking.shares
 
             found.append(engine.run(rank))
-            kept = engine.generate(PROMPT, strategy="kv-packet:top_n=2", max_new_tokens=2).kept
-            assert kept == tuple(sorted(range(3), key=lambda n: found[-1][n])[1:])
+            if model.passes.works is not None:
+                with monkeypatch.context() as patch:
+                    patch.setattr("kvrag.attach.device.SIZES", (1,))
+                    model.passes.works._works.clear()
+                    assert engine.run(rank) == pytest.approx(found[0], rel=1e-3)
+                model.passes.works._works.clear()
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
