@@ -66,6 +66,7 @@ def test_answers_are_the_same(models, tmp_path):
     assert by_kernels.usage.cached_tokens > 0
 
 
+@pytest.mark.parametrize("models", list(MODELS)[:1], indirect=True)
 def test_packets_are_ranked_alike(models, tmp_path, monkeypatch):
     """By the queries that buffers keep, or passes that are too large for them, and keys wherever the pool has them."""
     found = []
