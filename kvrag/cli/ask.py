@@ -135,8 +135,8 @@ def _compare(answers: "list[Answer]", sources: list[dict[str, Any]]) -> None:
 def _remarks(answer: "Answer") -> str:
     """How it came about, where it was not simply from all packets."""
     remarks = ""
-    if any(answer.kept):
-        count = sum(map(len, answer.kept)) if all(answer.kept) else "some"
+    if kept := [numbers for numbers in answer.kept if numbers is not None]:
+        count = sum(map(len, kept)) if len(kept) == answer.prompts else "some"
         remarks += f"; answered from {count} of the packets"
     if answer.fell_back:
         remarks += "; doubtful from packets, so answered once more"
