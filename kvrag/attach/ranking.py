@@ -32,7 +32,8 @@ class PacketRanking:
     def shares(self) -> list[float]:
         """Of each packet, once the pass is done: the attention paid to it, mean over layers, heads and rows.
 
-        What text and other states get is left to 1. Raises what kept `take` from finding out.
+        What text and other states get is left to 1. The scales of a strategy are not in it. Raises what kept `take`
+        from finding out.
         """
         if isinstance(self._found, Exception):
             raise self._found
