@@ -7,10 +7,11 @@ import torch
 
 from kvrag.attach.attention import AttentionPass
 from kvrag.attach.lane import Geometry, Lane
+from kvrag.attach.plain import PlainPass
 from kvrag.rope import Rope
 
 if TYPE_CHECKING:
-    from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
+    from kvrag.attach.device import DevicePass, DeviceWorks
 
 __all__ = ["Passes"]
 
@@ -42,10 +43,10 @@ class Passes:
         """A forward pass over `rows` rows of each lane, which keeps the queries of `Geometry.asking` if it is to."""
         if self.works is None:
             return AttentionPass(lanes, rows, self._rope, self._asking if asking else range(0))
-        from kvrag.attach.device import DevicePass, PlainPass
-
         if PlainPass.takes(lanes):
             return PlainPass(lanes, rows)
+        from kvrag.attach.device import DevicePass
+
         return DevicePass(lanes, rows, self._rope, self.works, asking=asking)
 
 

@@ -20,7 +20,8 @@ pytest.importorskip("triton")
 from kvrag_kernels.packet_attention.readers import EVERY
 
 from kvrag.attach import ComputedStates, Extent
-from kvrag.attach.device import DevicePass, DeviceWorks, PlainPass
+from kvrag.attach.device import DevicePass, DeviceWorks
+from kvrag.attach.plain import PlainPass
 from kvrag.graphs import ForwardGraphs
 from kvrag.plan import plan_lane
 
