@@ -88,9 +88,8 @@ class DeviceWorks:
     def _make(self, rows: int, forms: frozenset[str], capacity: dict[str, int]) -> DeviceWork:
         g = self.geometry
         group = g.heads // g.kv_heads
-        asking = (
-            g.asking if 1 < rows <= SIZES[-1] else range(0)
-        )  # single steps ask nothing; larger passes keep their own
+        keeps = 1 < rows <= SIZES[-1]  # single steps ask nothing, larger passes keep their own
+        asking = g.asking if keeps else range(0)
         options = {"capacity": capacity, "forms": forms, "before": self.arrivals.wait, "asking": asking}
         work = DeviceWork(self.anchor, rows, g.kv_heads, group, g.head_dim, self._half, **options)
         self._works[rows, forms] = work
@@ -143,7 +142,6 @@ class DevicePass(LanePass):
         super().__init__(lanes, rows)
         self.arrivals = works.arrivals
         self.rows = sum(rows)
-        self._least = 2 if asking else 1  # rows that keep queries
         self._asking = works.geometry.asking if asking else range(0)
         self._queries: list[torch.Tensor] = []
         single = self.rows == len(lanes) and not asking
@@ -177,7 +175,9 @@ class DevicePass(LanePass):
         _count_from(works.anchor, readers)
         places = self._places(readers[own], works.geometry.head_dim)
         table = AttentionTable((), *rope.angles(list(turns)[1:]), tuple(groups), (0.0,) * len(groups))
-        return works.filled(max(first, self._least), readers, np.asarray(scales, np.float32), table, places)
+        return works.filled(
+            max(first, 2 if self._asking else 1), readers, np.asarray(scales, np.float32), table, places
+        )
 
     def _places(self, own: np.ndarray, head_dim: int) -> np.ndarray:
         """`[rows, 4]` where the lanes' next rows go, given the readers `[lanes, 10]` of their own blocks."""

@@ -100,19 +100,24 @@ def test_those_in_doubt_leave_the_others_of_a_step_alone(trained):
     assert [stream.result().token_ids for stream in streams] == wanted
 
 
-def test_a_fallback_lets_the_packets_of_the_first_attempt_go(trained):
-    geometry, device = trained.model.geometry, trained.model.device
-    prepared = trained.prepare(PROMPT, strategy=ALWAYS)
+def answered_in_a_full_pool(engine, strategy):
+    """An answer that begins again, with room for its packets alone: the first attempt has to let them go."""
+    geometry, device = engine.model.geometry, engine.model.device
+    prepared, stream = engine.prepare(PROMPT, strategy=strategy), Stream()
     room = sum(packet.nbytes for packet in prepared.packets.values()) + 4096
     pool = DevicePool(geometry, torch.float64, device, room, Arrivals(geometry.layers, device))
-    stream = Stream()
     request = Request(prepared, Sampling.of(max_new_tokens=4), stream.delivery, "kv-packet", 0.0)
-    assert step(trained.model, ComputedStates(0), [request], pool) == [request]
+    assert step(engine.model, ComputedStates(0), [request], pool) == [request]
     assert request.plan is None
     assert not pool._pins
-    while step(trained.model, ComputedStates(0), [request], pool):
+    while step(engine.model, ComputedStates(0), [request], pool):
         pass
-    assert stream.result().fell_back
+    assert not pool._pins
+    return stream.result()
+
+
+def test_a_fallback_lets_the_packets_of_the_first_attempt_go(trained):
+    assert answered_in_a_full_pool(trained, ALWAYS).fell_back
 
 
 def test_who_cancels_in_doubt_gets_an_end(trained):

@@ -5,8 +5,6 @@ import torch
 from transformers import LlamaConfig
 
 from kvrag.attach import ComputedStates, PrivatePass
-from kvrag.attach.arrivals import Arrivals
-from kvrag.attach.pool import DevicePool
 from kvrag.bench.methods import measure_method_times
 from kvrag.completion import Stream
 from kvrag.errors import SettingsError
@@ -22,6 +20,7 @@ from kvrag.strategies import FullRecompute, KVPacket, strategy_from_name
 from kvrag.worker import step
 
 from ..conftest import CHUNKS, TINY
+from .test_confidence import answered_in_a_full_pool
 from .test_recompute import DEEP, GAP, HEAD, PROMPT, TAIL
 from .test_writer import adapter_of, random_pairs
 
@@ -197,19 +196,7 @@ def test_several_requests_in_a_step_equal_single_ones(trained):
 
 
 def test_the_first_reading_lets_its_packets_go(trained):
-    """The second one finds them on the device, though there is room for no other."""
-    geometry, device = trained.model.geometry, trained.model.device
-    prepared, stream = trained.prepare(PROMPT, strategy=TWO), Stream()
-    room = sum(packet.nbytes for packet in prepared.packets.values()) + 4096
-    pool = DevicePool(geometry, torch.float64, device, room, Arrivals(geometry.layers, device))
-    request = Request(prepared, Sampling.of(max_new_tokens=4), stream.delivery, "kv-packet", 0.0)
-    assert step(trained.model, ComputedStates(0), [request], pool) == [request]
-    assert request.plan is None
-    assert not pool._pins
-    while step(trained.model, ComputedStates(0), [request], pool):
-        pass
-    assert not pool._pins
-    assert stream.result().kept == answers(trained, TWO).kept
+    assert answered_in_a_full_pool(trained, TWO).kept == answers(trained, TWO).kept
 
 
 def test_the_evaluation_counts_both_readings(trained):

@@ -163,8 +163,8 @@ def test_nothing_is_advised_where_it_would_not_help_or_nobody_knows(equal):
 
 def test_only_a_strategy_that_keeps_every_answer_gets_advice():
     assert may_fall_back("kv-packet")
-    others = ("kv-packet:confidence=0.5", "kv-packet:repair=0.2", "kv-packet:top_n=2", "no-recompute", "none-such")
-    assert not any(map(may_fall_back, others))
+    others = ("kv-packet:confidence=0.5", "kv-packet:repair=0.2", "no-recompute", "full-recompute", "none-such")
+    assert not any(map(may_fall_back, (*others, "kv-packet:top_n=2")))
     found = Calibration(SETUP, "no-recompute", 0.9, 24, made(70, 100).comparisons)
     assert found.advice is None
     assert "doubtful" not in found.as_markdown()
